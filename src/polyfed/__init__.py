@@ -1,0 +1,3 @@
+"""Federated learning for clients that do not look alike."""
+
+__version__ = "0.1.0"

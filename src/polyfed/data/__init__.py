@@ -1,0 +1,1 @@
+"""Data: samples with named modalities and named targets."""

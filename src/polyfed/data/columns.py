@@ -1,0 +1,108 @@
+"""Columns: one value per row, in memory or on disk, fetched by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Column(Protocol):
+    """Rows of one modality or one target. ``shape`` is that of a single row."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the named rows, (rows, *shape), float32 or int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorColumn:
+    """A column held in memory: float32 or int64 as is; uint8 is kept small and becomes ``scale * value``."""
+
+    values: Tensor
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.values.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the named rows."""
+        found = self.values.index_select(0, rows)
+        return found.to(torch.float32).mul_(self.scale) if found.dtype == torch.uint8 else found
+
+
+@dataclass(frozen=True)
+class IndirectColumn:
+    """Rows that point into another column, so that a repeated value is stored once."""
+
+    base: Column
+    index: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.base.shape
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the named rows."""
+        return self.base.gather(self.index.index_select(0, rows))
+
+
+@dataclass(frozen=True)
+class MappedColumn:
+    """A column read from a memory-mapped ``.npy`` array, for data larger than memory."""
+
+    array: np.ndarray[Any, np.dtype[Any]]
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Read the named rows, in file order for the disk's sake."""
+        order = torch.argsort(rows, stable=True)
+        read = torch.from_numpy(np.ascontiguousarray(self.array[rows[order].numpy()]))
+        found = torch.empty_like(read).index_copy_(0, order, read)
+        if found.is_floating_point():
+            return found.to(torch.float32)
+        return found.to(torch.float32).mul_(self.scale) if found.dtype == torch.uint8 else found.to(torch.int64)
+
+
+@dataclass(frozen=True)
+class LoadedColumn:
+    """Rows loaded one by one by a function of the row number (files of images, clips, arrays)."""
+
+    load: Callable[[int], Tensor]
+    length: int
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Load the named rows and stack them."""
+        return torch.stack([self.load(int(row)) for row in rows])

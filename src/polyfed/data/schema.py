@@ -1,0 +1,39 @@
+"""Modalities (named inputs) and tasks (named outputs)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModalityKind = Literal["image", "audio", "sensor", "vector", "tokens"]
+TaskKind = Literal["classification", "regression", "generation"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A named input.
+
+    ``shape`` is that of one sample: ``image`` (channels, height, width), ``audio`` (1, frequency bins, frames: a
+    spectrogram), ``sensor`` (channels, time), ``vector`` (features,), ``tokens`` (length,) of ids below
+    ``vocabulary``; id 0 is padding.
+    """
+
+    name: str
+    kind: ModalityKind
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named output.
+
+    ``classification`` has ``classes`` and int64 targets of shape (); ``regression`` and ``generation`` have float32
+    targets of ``shape`` (generation: an image (channels, height, width) or a spectrogram (1, bins, frames)).
+    """
+
+    name: str
+    kind: TaskKind
+    shape: tuple[int, ...] = ()
+    classes: int = 0
+    labels: tuple[str, ...] = ()

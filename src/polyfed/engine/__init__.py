@@ -1,0 +1,1 @@
+"""Engine: what executes a method."""

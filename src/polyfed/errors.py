@@ -1,0 +1,35 @@
+"""Errors that polyfed raises on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PolyfedError(Exception):
+    """Base of every error polyfed raises on purpose."""
+
+
+class UserError(PolyfedError):
+    """A mistake in what the user gave: shown as one message, without a traceback, with exit code 2.
+
+    The message names the value, the place (file, row, client, component) and, where there are some, the
+    choices.
+    """
+
+
+class RunFailed(PolyfedError):
+    """A run that could not go on although the input was sound (exit code 1), for instance a lost quorum."""
+
+
+def unknown(kind: str, value: object, choices: Iterable[str], *, place: str = "") -> UserError:
+    """Build the error for a value that is none of the choices.
+
+    Example: ``unknown("method", "fedpox", METHODS.names())`` reads "unknown method 'fedpox'; did you mean
+    'fedprox'? Choices: fedavg, fedprox, ...".
+    """
+    names = sorted(str(choice) for choice in choices)
+    close = get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    where = f"{place}: " if place else ""
+    return UserError(f"{where}unknown {kind} {value!r}{hint} Choices: {', '.join(names) or 'none'}")

@@ -1,0 +1,1 @@
+"""Method: the federated algorithms."""

@@ -1,0 +1,275 @@
+"""The contract between a method (the algorithm) and an engine (what executes it).
+
+The server half of a method is a generator that yields exchanges and receives their answers; a client step is a
+generator that yields requests (train this, measure that) and receives results. Neither does any I/O, so a test can
+drive them by hand, the simulator in one process and a network across sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from polyfed.data.samples import Batch, Samples
+from polyfed.data.schema import Task
+from polyfed.model.architecture import Outputs, Tensors
+from polyfed.rng import Key, torch_generator
+from polyfed.scenario.federation import Card, Client, ClientId, Roster
+
+Groups = Mapping[str, Tensors]
+"""Named groups of named tensors: "parameters", "prototypes", ..."""
+
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply's tensor must look like."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Order:
+    """Server -> one client: do ``step`` with the ``active`` modalities.
+
+    ``expects`` names every tensor the reply must hold, by group; anything else in a reply is refused. It stays with
+    the server and does not travel.
+    """
+
+    step: str
+    active: frozenset[str]
+    tensors: Groups = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    expects: Mapping[str, Mapping[str, Expected]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One client -> server. ``examples`` counts the training samples the reply rests on."""
+
+    examples: int
+    tensors: Groups = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def expected(groups: Groups) -> dict[str, dict[str, Expected]]:
+    """Describe tensors so that a reply can be held against them."""
+    return {
+        group: {name: Expected(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+        for group, tensors in groups.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------- exchanges
+
+
+class Reducer(Protocol[A_co]):
+    """A one-pass reduction. Replies arrive in ascending client id, refused ones never."""
+
+    def add(self, client: ClientId, reply: Reply) -> None:
+        """Take one reply in; the reply is dropped afterwards."""
+        ...
+
+    def finish(self) -> A_co:
+        """Return the reduced value."""
+        ...
+
+    @property
+    def counted(self) -> tuple[ClientId, ...]:
+        """Clients whose replies were added."""
+        ...
+
+
+Orders = Mapping[ClientId, Order]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send orders and gather every reply, by client; refused and lost replies are missing."""
+
+    orders: Orders
+
+
+@dataclass(frozen=True)
+class Fold(Ask):
+    """Send orders and feed the replies to a reducer one at a time; only the reduced value comes back."""
+
+    reducer: Reducer[Any]
+
+
+Conversation = Generator[Ask, Any, T]
+
+
+def ask(orders: Orders) -> Conversation[dict[ClientId, Reply]]:
+    """Exchange orders for all replies: ``replies = yield from ask(orders)``."""
+    replies: dict[ClientId, Reply] = yield Ask(orders)
+    return replies
+
+
+def fold(orders: Orders, reducer: Reducer[A]) -> Conversation[A]:
+    """Exchange orders for a reduced value: ``total = yield from fold(orders, reducer)``."""
+    total: A = yield Fold(orders, reducer)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------- client requests
+
+
+class Model(Protocol):
+    """What an objective sees: the client's model with its current parameters bound."""
+
+    @property
+    def parameters(self) -> Tensors:
+        """Current parameters by name."""
+        ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Tasks of the federation by name."""
+        ...
+
+    def __call__(self, batch: Batch) -> Outputs: ...
+
+
+Objective = Callable[[Model, Batch, Groups], tuple[Tensor, dict[str, Tensor]]]
+"""A pure function of model, batch and extra tensors -> loss () and logged scalars ().
+
+It holds no state, writes branches on tensor values with ``torch.where`` and counts only samples whose ``labelled`` mask
+is true, so that batches may be padded and clients stacked.
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fit: optimiser, local epochs, batch size. A new optimiser starts with every fit."""
+
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int = 1
+    batch_size: int = 32
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train: minimise ``objective`` over ``data`` from ``start``.
+
+    Only ``active`` modalities are used; only parameters of components that these and the client's tasks call for move,
+    and of those only the ones in ``trains`` (component names; None means all of them). ``extra`` holds constants of the
+    objective, such as a proximal anchor.
+    """
+
+    objective: Objective
+    start: Tensors
+    data: Samples
+    recipe: Recipe
+    active: frozenset[str]
+    trains: frozenset[str] | None = None
+    extra: Groups = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Parameters after a fit (all names of ``start``), optimiser steps taken and means of the logged scalars."""
+
+    parameters: Tensors
+    steps: int
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Evaluate ``objective`` over ``data`` without training: the sample-weighted mean of its logged scalars."""
+
+    objective: Objective
+    parameters: Tensors
+    data: Samples
+    active: frozenset[str]
+    extra: Groups = field(default_factory=dict)
+
+
+Request = Fit | Measure
+Work = Generator[Request, Any, tuple[Reply, Groups]]
+"""What a client step is: yields requests, returns its reply and the client's personal groups."""
+
+
+def fit(request: Fit) -> Generator[Request, Any, Fitted]:
+    """Have a fit done: ``fitted = yield from fit(Fit(...))``."""
+    fitted: Fitted = yield request
+    return fitted
+
+
+def measure(request: Measure) -> Generator[Request, Any, dict[str, float]]:
+    """Have a measurement done: ``numbers = yield from measure(Measure(...))``."""
+    numbers: dict[str, float] = yield request
+    return numbers
+
+
+# ---------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Round (from 1), total rounds, and generators keyed by (seed, round, client, purpose)."""
+
+    seed: int
+    round: int
+    total: int
+
+    def key(self, purpose: str, client: ClientId | None = None) -> tuple[Key, ...]:
+        """Return the key of a generator."""
+        return (self.seed, self.round, "server" if client is None else client, purpose)
+
+    def generator(self, purpose: str, client: ClientId | None = None) -> torch.Generator:
+        """Return a fresh generator for one purpose of the server (or of one client) in this round."""
+        return torch_generator(*self.key(purpose, client))
+
+
+ClientStep = Callable[[Order, Groups, Client, Clock], Work]
+
+
+class Method(Protocol[S]):
+    """A federated algorithm. State is a frozen dataclass of tensors and plain values: it goes in and comes out."""
+
+    @property
+    def steps(self) -> Mapping[str, ClientStep]:
+        """What a client can be asked to do."""
+        ...
+
+    def begin(self, initial: Tensors, roster: Roster) -> S:
+        """Return the server's first state from the first values of every component."""
+        ...
+
+    def enrol(self, initial: Tensors, card: Card) -> Groups:
+        """Return the personal groups a client starts with."""
+        ...
+
+    def round(self, state: S, roster: Roster, clock: Clock) -> Conversation[S]:
+        """Hold one round's exchanges and return the next state."""
+        ...
+
+    def deploy(self, state: S, card: Card) -> Tensors:
+        """Return the server's part of one client's model, as of now."""
+        ...
+
+
+def join(received: Tensors, personal: Tensors, *, client: ClientId) -> dict[str, Tensor]:
+    """Join a client's received and personal parameters; a name in both is an error."""
+    both = sorted(received.keys() & personal.keys())
+    if both:
+        raise LookupError(f"client {client}: {both[0]!r} is both personal and received")
+    return {**received, **personal}

@@ -1,0 +1,1 @@
+"""Model: named components, assembled from a card."""

@@ -1,0 +1,67 @@
+"""What every model offers: named components, assembled into the model a client's card calls for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from polyfed.data.samples import Batch
+from polyfed.data.schema import Modality, Task
+
+Tensors = Mapping[str, Tensor]
+
+
+class Outputs(NamedTuple):
+    """What a model computes from a batch.
+
+    ``features[m]`` (batch, width) for each modality in the batch, ``fused`` (batch, fusion width), ``predictions[t]``
+    (batch, classes) logits or (batch, *shape of t).
+    """
+
+    features: dict[str, Tensor]
+    fused: Tensor
+    predictions: dict[str, Tensor]
+
+
+class ClientModel(Protocol):
+    """A client's model: a module whose parameter names begin with component names."""
+
+    def __call__(self, batch: Batch) -> Outputs: ...
+
+
+class Architecture(Protocol):
+    """The union of all components; ``modalities`` and ``tasks`` are those of the federation."""
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        """Modalities of the federation."""
+        ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Tasks of the federation."""
+        ...
+
+    def components(self, modalities: Collection[str], tasks: Collection[str]) -> tuple[str, ...]:
+        """Name the components that a client with these modalities and tasks uses, sorted."""
+        ...
+
+    def assemble(self, components: Collection[str]) -> nn.Module:
+        """Build a ``ClientModel`` of these components (values arbitrary; the engine loads parameters)."""
+        ...
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        """Return first values of every parameter of every component, the same for a seed whatever else is built."""
+        ...
+
+
+def component_of(parameter: str, components: Collection[str]) -> str:
+    """Return the component a parameter name belongs to; no component name is the beginning of another."""
+    parts = parameter.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        if name in components:
+            return name
+    raise LookupError(f"parameter {parameter!r} belongs to none of the components {sorted(components)}")

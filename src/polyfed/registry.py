@@ -1,0 +1,91 @@
+"""Named builders whose options are their keyword-only parameters.
+
+A dataset, partition, encoder or method is a plain function (or class)::
+
+    def fedprox(context: Context, *, mu: Annotated[float, Field(ge=0)] = 0.01) -> Averaging: ...
+
+    METHODS.add("fedprox", fedprox)
+
+What comes before the ``*`` is supplied by polyfed; what comes after it are the options a user may set. Their
+annotations and defaults make a pydantic model, so a wrong key or type fails when the experiment is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from polyfed.errors import UserError, unknown
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Options(BaseModel):
+    """Base of every options model: unknown keys, infinities and NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Registry(Generic[T]):
+    """Name -> builder, for one kind of thing (``kind`` is what error messages call it)."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, Callable[..., T]] = {}
+        self._options: dict[str, type[Options]] = {}
+
+    def add(self, name: str, builder: Callable[..., T]) -> None:
+        """Register a builder; a name already taken or not lower-case-with-hyphens is refused."""
+        if not re.fullmatch(r"[a-z0-9]+(?:[-_][a-z0-9]+)*", name):
+            raise UserError(f"{self.kind} name {name!r}: use lower-case letters, digits, '-' and '_'")
+        if name in self._builders:
+            raise UserError(f"{self.kind} {name!r} is registered already; choose another name")
+        self._builders[name] = builder
+
+    def names(self) -> tuple[str, ...]:
+        """Return the registered names in order of registration."""
+        return tuple(self._builders)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builders
+
+    def builder(self, name: str) -> Callable[..., T]:
+        """Return the builder of that name, or raise an error that lists the choices."""
+        if name not in self._builders:
+            raise unknown(self.kind, name, self._builders)
+        return self._builders[name]
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the builder's docstring."""
+        return (inspect.getdoc(self.builder(name)) or "").split("\n", 1)[0]
+
+    def options(self, name: str) -> type[Options]:
+        """Return the options model of a builder; its field ``name`` holds the registered name."""
+        builder = self.builder(name)
+        if name not in self._options:
+            self._options[name] = options_model(self.kind, name, builder)
+        return self._options[name]
+
+    def build(self, name: str, options: Mapping[str, object], *context: object) -> T:
+        """Call the builder with the house's context and the (checked) options."""
+        checked = self.options(name).model_validate({"name": name, **options})
+        chosen = {key: getattr(checked, key) for key in type(checked).model_fields if key != "name"}
+        return self.builder(name)(*context, **chosen)
+
+
+def options_model(kind: str, name: str, builder: Callable[..., Any]) -> type[Options]:
+    """Make the options model of a builder from its keyword-only parameters."""
+    target = builder.__init__ if inspect.isclass(builder) else builder
+    hints = get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    for parameter in inspect.signature(builder).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    title = f"{kind} {name}"
+    return create_model(re.sub(r"\W", "_", title), __base__=Options, __doc__=inspect.getdoc(builder), **fields)

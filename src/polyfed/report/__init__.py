@@ -1,0 +1,1 @@
+"""Report: from records to tables, plots and one HTML page."""
