@@ -18,7 +18,7 @@ class UserError(PolyfedError):
     """
 
 
-class RunFailed(PolyfedError):
+class RunError(PolyfedError):
     """A run that could not go on although the input was sound (exit code 1), for instance a lost quorum."""
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -89,3 +90,11 @@ def options_model(kind: str, name: str, builder: Callable[..., Any]) -> type[Opt
             fields[parameter.name] = (hints[parameter.name], default)
     title = f"{kind} {name}"
     return create_model(re.sub(r"\W", "_", title), __base__=Options, __doc__=inspect.getdoc(builder), **fields)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A registered name and the options the user gave for it."""
+
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from polyfed.data.avdigits import avdigits
 from polyfed.data.dataset import Dataset
+from polyfed.data.fsdd import fsdd
+from polyfed.data.mnist import fashion_mnist, mnist
+from polyfed.data.uci_har import uci_har
 from polyfed.registry import Registry
 
 # A builder is called as ``builder(root, **options)`` with the folder of downloaded sets (or None).
 DATASETS: Registry[Dataset] = Registry("dataset")
+DATASETS.add("avdigits", avdigits)
+DATASETS.add("mnist", mnist)
+DATASETS.add("fashion-mnist", fashion_mnist)
+DATASETS.add("fsdd", fsdd)
+DATASETS.add("uci-har", uci_har)

@@ -140,7 +140,9 @@ class Model(Protocol):
         """Tasks of the federation by name."""
         ...
 
-    def __call__(self, batch: Batch) -> Outputs: ...
+    def __call__(self, batch: Batch) -> Outputs:
+        """Compute features and predictions."""
+        ...
 
 
 Objective = Callable[[Model, Batch, Groups], tuple[Tensor, dict[str, Tensor]]]

@@ -28,7 +28,9 @@ class Outputs(NamedTuple):
 class ClientModel(Protocol):
     """A client's model: a module whose parameter names begin with component names."""
 
-    def __call__(self, batch: Batch) -> Outputs: ...
+    def __call__(self, batch: Batch) -> Outputs:
+        """Compute features and predictions."""
+        ...
 
 
 class Architecture(Protocol):

@@ -1,0 +1,361 @@
+"""An experiment: one YAML file read into typed sections.
+
+The schema is put together from the registries, so whatever is registered (also by the user) can be named, its options
+are checked when the file is loaded, and ``polyfed schema`` describes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import torch
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+import polyfed
+from polyfed.data.catalog import DATASETS
+from polyfed.errors import UserError
+from polyfed.explain import explain
+from polyfed.method.catalog import METHODS
+from polyfed.method.protocol import Recipe
+from polyfed.method.select import SELECTORS
+from polyfed.model.catalog import MODELS
+from polyfed.registry import Chosen, Options, Registry
+from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
+
+VERSION = 1
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainSection(Options):
+    """How clients train: the recipe of every local fit."""
+
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="local optimiser")] = "sgd"
+    lr: Annotated[float, Field(gt=0, description="local learning rate")] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1, description="heavy-ball momentum (sgd)")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 0.0
+    epochs: Annotated[int, Field(ge=1, description="local epochs per round")] = 1
+    batch_size: Annotated[int, Field(ge=1, description="mini-batch size")] = 32
+    clip_norm: Annotated[float | None, Field(gt=0, description="largest gradient norm; null for no limit")] = None
+
+
+class EngineSection(Options):
+    """What executes the experiment, how closely it is watched and when it stops early."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto uses a GPU when there is one")] = "auto"
+    threads: Annotated[int, Field(ge=1, description="torch threads; small models are fastest with one")] = 1
+    evaluate_every: Annotated[int, Field(ge=1, description="rounds between evaluations")] = 1
+    checkpoint_every: Annotated[int, Field(ge=1, description="rounds between checkpoints")] = 1
+    quorum: Annotated[float, Field(gt=0, le=1, description="share of sound replies a round needs")] = 0.5
+    largest_growth: Annotated[
+        float, Field(gt=1, description="a reply is refused if a component's norm grew more than this factor")
+    ] = 100.0
+    target: Annotated[float | None, Field(description="stop when the validation score reaches this")] = None
+    patience: Annotated[
+        int | None, Field(ge=1, description="stop after so many evaluations without a better validation score")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ScenarioSection:
+    """Who holds what."""
+
+    clients: int | None
+    partition: Chosen
+    modalities: Chosen
+    tasks: Chosen
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment. ``resolved`` is the whole of it as plain values, defaults included."""
+
+    name: str
+    seed: int
+    rounds: int
+    data: Chosen
+    data_root: str | None
+    data_tasks: tuple[str, ...] | None
+    scenario: ScenarioSection
+    model: Chosen
+    method: Chosen
+    select: Chosen
+    train: Recipe
+    engine: EngineSection
+    baseline: Literal["local"] | None
+    resolved: Mapping[str, Any]
+
+    def with_(self, changes: Mapping[str, object]) -> Experiment:
+        """Return the experiment with some keys changed, such as ``{"method.name": "fedprox"}``."""
+        return parse(changed(self.resolved, changes))
+
+    def yaml(self) -> str:
+        """Return the resolved experiment as YAML, with the versions that resolved it."""
+        versions = {
+            "polyfed": polyfed.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        text: str = yaml.safe_dump({**self.resolved, "resolved_with": versions}, sort_keys=False, allow_unicode=True)
+        return text
+
+
+# ---------------------------------------------------------------------------------------------- schema
+
+
+def _choice(registry: Registry[Any], **extra: Any) -> Any:
+    """Return the type of a section that names one of a registry: a union told apart by its ``name``."""
+    models = [registry.options(name) for name in registry.names()]
+    if extra:
+        models = [create_model(f"{model.__name__}_section", __base__=model, **extra) for model in models]
+    if len(models) == 1:
+        return models[0]
+    return Annotated[Union[tuple(models)], Field(discriminator="name")]
+
+
+def schema() -> type[BaseModel]:
+    """Return the pydantic model of an experiment file, with everything registered up to now."""
+    root = Annotated[str | None, Field(description="folder of downloaded sets; default: the variable POLYFED_DATA")]
+    tasks = Annotated[list[str] | None, Field(description="tasks to use; default: all but generation tasks")]
+    scenario = create_model(
+        "Scenario",
+        __base__=Options,
+        clients=(
+            Annotated[int | None, Field(ge=1, description="number of clients; null: one per group of the field")],
+            10,
+        ),
+        partition=(_choice(PARTITIONS), {"name": "iid"}),
+        modalities=(_choice(MODALITY_SETS), {"name": "all"}),
+        tasks=(_choice(TASK_SETS), {"name": "all"}),
+        validation=(Annotated[Share, Field(description="share of a client's samples kept for validation")], 0.1),
+        test=(Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
+    )
+    fields: dict[str, Any] = {
+        "version": (Annotated[Literal[1], Field(description="version of this format")], VERSION),
+        "name": (Annotated[str, Field(min_length=1, max_length=200, description="shown in reports")], "experiment"),
+        "seed": (Annotated[int, Field(ge=0, description="seed of everything random")], 0),
+        "rounds": (Annotated[Count, Field(description="communication rounds")], 20),
+        "plugins": (Annotated[list[str], Field(description="Python files or modules that register own parts")], []),
+        "data": (_choice(DATASETS, root=(root, None), tasks=(tasks, None)), {"name": "avdigits"}),
+        "scenario": (scenario, {}),
+        "model": (_choice(MODELS), {"name": "modular"}),
+        "method": (_choice(METHODS), {"name": "fedavg"}),
+        "select": (_choice(SELECTORS), {"name": "all"}),
+        "train": (TrainSection, {}),
+        "engine": (EngineSection, {}),
+        "baseline": (
+            Annotated[Literal["local"] | None, Field(description="also train this method and report the gain over it")],
+            None,
+        ),
+        "resolved_with": (Annotated[dict[str, str] | None, Field(description="versions; written by polyfed")], None),
+    }
+    return create_model("Experiment", __base__=Options, **fields)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def default_experiment() -> Experiment:
+    """Return the experiment that ``polyfed run`` runs when it is given none."""
+    return load(Path(__file__).with_name("default.yaml"))
+
+
+def load(path: Path | str | None = None, changes: Mapping[str, object] | None = None) -> Experiment:
+    """Read an experiment file (default: the embedded one) and apply changes such as ``{"method.name": "fedprox"}``.
+
+    Raises ``UserError`` naming the key, the value and the choices for everything that is wrong with it.
+    """
+    file = Path(__file__).with_name("default.yaml") if path is None else Path(path)
+    raw = read_yaml(file)
+    raw["plugins"] = [_located(plugin, file.parent) for plugin in raw.get("plugins") or []]
+    return parse(changed(raw, changes or {}), source=str(file) if path is not None else "the embedded experiment")
+
+
+def parse(raw: Mapping[str, Any], *, source: str = "experiment") -> Experiment:
+    """Check raw values and make an experiment of them."""
+    for plugin in raw.get("plugins") or []:
+        _import(plugin)
+    model = schema()
+    filled = _with_names(raw)
+    try:
+        checked = model.model_validate(filled)
+    except ValidationError as error:
+        raise UserError(explain(error, model, source)) from None
+    values = checked.model_dump(mode="json", exclude={"resolved_with"})
+    return _experiment(values, source)
+
+
+def _experiment(values: dict[str, Any], source: str) -> Experiment:
+    scenario = values["scenario"]
+    data = dict(values["data"])
+    root, tasks = data.pop("root"), data.pop("tasks")
+    per_round = values["select"].get("clients")
+    if per_round is not None and scenario["clients"] is not None and per_round > scenario["clients"]:
+        raise UserError(
+            f"{source}: select.clients is {per_round}, but scenario.clients is {scenario['clients']}; "
+            "choose at most as many clients per round as there are"
+        )
+    return Experiment(
+        name=values["name"],
+        seed=values["seed"],
+        rounds=values["rounds"],
+        data=_chosen(data),
+        data_root=root,
+        data_tasks=None if tasks is None else tuple(tasks),
+        scenario=ScenarioSection(
+            scenario["clients"],
+            _chosen(scenario["partition"]),
+            _chosen(scenario["modalities"]),
+            _chosen(scenario["tasks"]),
+            scenario["validation"],
+            scenario["test"],
+        ),
+        model=_chosen(values["model"]),
+        method=_chosen(values["method"]),
+        select=_chosen(values["select"]),
+        train=Recipe(**values["train"]),
+        engine=EngineSection(**values["engine"]),
+        baseline=values["baseline"],
+        resolved=values,
+    )
+
+
+def _chosen(section: Mapping[str, Any]) -> Chosen:
+    return Chosen(section["name"], {key: value for key, value in section.items() if key != "name"})
+
+
+SECTIONS: Mapping[str, Registry[Any]] = {
+    "data": DATASETS,
+    "model": MODELS,
+    "method": METHODS,
+    "select": SELECTORS,
+    "scenario.partition": PARTITIONS,
+    "scenario.modalities": MODALITY_SETS,
+    "scenario.tasks": TASK_SETS,
+}
+
+
+def _with_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the name of a section that sets options of the default choice only (``model: {width: 32}``)."""
+    defaults = {"data": "avdigits", "model": "modular", "method": "fedavg", "select": "all"}
+    filled = dict(raw)
+    for key, name in defaults.items():
+        section = filled.get(key)
+        if isinstance(section, Mapping) and "name" not in section:
+            filled[key] = {"name": name, **section}
+    return filled
+
+
+def changed(raw: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """Return raw values with keys such as ``train.lr`` replaced.
+
+    Naming another dataset, method, ... drops the options that belonged to the former one.
+    """
+    result: dict[str, Any] = _copied(raw)
+    # Names first, so that options given beside a new name are kept whatever the order.
+    for path in sorted(changes, key=lambda path: not path.endswith(".name")):
+        *parents, key = path.split(".")
+        place = result
+        for depth, parent in enumerate(parents):
+            if not isinstance(place.setdefault(parent, {}), dict):
+                raise UserError(f"--set {path}: {'.'.join(parents[: depth + 1])} is not a section")
+            place = place[parent]
+        section = ".".join(parents)
+        if key == "name" and section in SECTIONS and place.get("name") != changes[path]:
+            kept = {"root"} if section == "data" else set()
+            for other in set(place) - kept:
+                del place[other]
+        place[key] = _copied(changes[path])
+    return result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(held) for key, held in value.items()}
+    return [_copied(held) for held in value] if isinstance(value, list) else value
+
+
+def read_setting(text: str) -> tuple[str, object]:
+    """Read one ``a.b=value`` of the command line; the value is YAML (0.1, true, [image, audio], ...)."""
+    path, separator, value = text.partition("=")
+    if not separator or not path or any(not part for part in path.split(".")):
+        raise UserError(f"--set {text!r}: write it as key=value, for instance --set train.lr=0.1")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r}: the value is not YAML") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where plain YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str | int | float | bool) else str(key))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a table."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys and values, found a {type(raw).__name__}")
+    return raw
+
+
+def _located(plugin: object, folder: Path) -> str:
+    text = str(plugin)
+    return str((folder / text).resolve()) if text.endswith(".py") else text
+
+
+def _import(plugin: str) -> None:
+    """Import a module or a Python file once; it registers its parts by being imported."""
+    if not plugin.endswith(".py"):
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:
+            raise UserError(f"plugins: module {plugin!r} cannot be imported: {error}") from error
+        return
+    name = f"polyfed_plugin_{Path(plugin).stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, plugin)
+    if spec is None or spec.loader is None or not Path(plugin).is_file():
+        raise UserError(f"plugins: {plugin}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception:
+        del sys.modules[name]
+        raise
+

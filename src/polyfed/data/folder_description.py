@@ -1,0 +1,133 @@
+"""``dataset.yaml``: what a user's own folder of samples holds, as checked models."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from polyfed.data.schema import Modality, ModalityKind, Task, TaskKind
+from polyfed.errors import UserError
+
+AXES: dict[ModalityKind, int] = {"image": 3, "audio": 3, "sensor": 2, "vector": 1, "tokens": 1}
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+SPLIT = "split"
+
+Shape = tuple[PositiveInt, ...]
+
+
+class Part(BaseModel):
+    """Base of the models: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModalityPart(Part):
+    """One entry of ``modalities``."""
+
+    kind: ModalityKind
+    shape: Shape
+    vocabulary: Annotated[int, Field(ge=0, description="number of token ids (kind tokens)")] = 0
+    array: Annotated[str | None, Field(description="one .npy array for all rows, instead of a column of files")] = None
+    seconds: Annotated[PositiveFloat, Field(description="length a .wav file is cut or padded to")] = 1.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> ModalityPart:
+        if len(self.shape) != AXES[self.kind]:
+            raise ValueError(f"kind {self.kind} needs a shape of {AXES[self.kind]} numbers, not {list(self.shape)}")
+        if self.kind == "audio" and self.shape[0] != 1:
+            raise ValueError(f"kind audio needs a shape [1, bins, frames], not {list(self.shape)}")
+        if (self.kind == "tokens") != (self.vocabulary > 0):
+            raise ValueError("'vocabulary' (above 0) belongs to kind tokens, and only to it")
+        return self
+
+    def modality(self, name: str) -> Modality:
+        """Return the modality this entry describes."""
+        return Modality(name, self.kind, self.shape, self.vocabulary)
+
+
+class TaskPart(Part):
+    """One entry of ``tasks``."""
+
+    kind: TaskKind
+    classes: Annotated[int | None, Field(ge=2, description="number of classes; cells hold 0, 1, ...")] = None
+    labels: Annotated[tuple[str, ...] | None, Field(description="names of the classes; cells hold a name")] = None
+    shape: Shape = ()
+    array: Annotated[str | None, Field(description="one .npy array for all rows, instead of a column")] = None
+    seconds: Annotated[PositiveFloat, Field(description="length a .wav file is cut or padded to")] = 1.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> TaskPart:
+        if (self.kind == "classification") != (self.classes is not None or self.labels is not None):
+            raise ValueError("a classification task, and only that, needs 'classes' (a number) or 'labels' (names)")
+        if self.classes is not None and self.labels is not None:
+            raise ValueError("give either 'classes' or 'labels', not both")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"'labels' must be two or more different names, not {list(self.labels)}")
+        axes = {"classification": (0,), "regression": (0, 1), "generation": (3,)}[self.kind]
+        if len(self.shape) not in axes:
+            raise ValueError(f"a {self.kind} task cannot have the shape {list(self.shape)}")
+        return self
+
+    def task(self, name: str) -> Task:
+        """Return the task this entry describes."""
+        labels = self.labels or ()
+        return Task(name, self.kind, self.shape, self.classes or len(labels), labels)
+
+
+class Description(Part):
+    """The whole of ``dataset.yaml``."""
+
+    name: str | None = None
+    modalities: Annotated[dict[str, ModalityPart], Field(min_length=1)]
+    tasks: Annotated[dict[str, TaskPart], Field(min_length=1)]
+    fields: Annotated[tuple[str, ...] | None, Field(description="further columns; default: every other column")] = None
+    unit: Annotated[str | None, Field(description="field whose groups a split must not tear apart")] = None
+
+    @model_validator(mode="after")
+    def _names(self) -> Description:
+        names = [*self.modalities, *self.tasks, *(self.fields or ())]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        if twice:
+            raise ValueError(f"a name may be used once only; used twice: {', '.join(twice)}")
+        for name in names:
+            if not NAME.fullmatch(name) or name == SPLIT:
+                raise ValueError(
+                    f"{name!r} cannot be a name: use letters, digits, '_' and '-', beginning with a letter "
+                    f"({SPLIT!r} is reserved)"
+                )
+        return self
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, refusing a key that is written twice (YAML would silently keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the name {key!r} is written twice", problem_mark=key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_description(path: Path) -> Description:
+    """Read and check ``dataset.yaml``. Raises UserError naming the file and the entry at fault."""
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)  # noqa: S506  a safe loader
+        return Description.model_validate(found)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a folder of samples needs dataset.yaml and samples.csv") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except ValidationError as error:
+        faults = (
+            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
+        raise UserError(f"{path}: {'; '.join(faults)}") from error

@@ -1,0 +1,94 @@
+"""Evaluation: every client's current model on its own validation and test samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from polyfed.data.samples import Samples
+from polyfed.data.schema import Task
+from polyfed.engine.trainer import MEASURE_BATCH, Trainer
+from polyfed.model.architecture import Tensors
+from polyfed.model.metrics import Sums, add_sums, finish, metric_sums, primary
+from polyfed.scenario.federation import Card, Client, Federation
+
+SPLITS = ("validation", "test")
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one client on one split: by task, then by metric, with the labelled samples per task."""
+
+    client: int
+    split: str
+    examples: dict[str, int]
+    metrics: Metrics
+
+    def record(self, round_number: int) -> dict[str, Any]:
+        """Return the line for the records."""
+        return {
+            "kind": "evaluation",
+            "round": round_number,
+            "split": self.split,
+            "client": self.client,
+            "examples": self.examples,
+            "metrics": self.metrics,
+        }
+
+
+def evaluate(
+    federation: Federation, trainer: Trainer, parameters_of: Callable[[Card], Tensors], splits: Sequence[str] = SPLITS
+) -> Iterator[Evaluation]:
+    """Evaluate all clients in ascending id. Nothing that training uses is changed or drawn from."""
+    for client in federation.clients():
+        parameters = parameters_of(client.card)
+        for split in splits:
+            samples = samples_of(client, split)
+            if len(samples):
+                sums = tally(trainer, client.card, parameters, samples, federation.tasks)
+                metrics = {task: found for task, held in sums.items() if (found := finish(held))}
+                examples = {task: int(max(count for _, count in sums[task].values())) for task in metrics}
+                yield Evaluation(client.card.id, split, examples, metrics)
+
+
+def samples_of(client: Client, split: str) -> Samples:
+    """Return a client's samples of a split by its name."""
+    samples: Samples = getattr(client, split)
+    return samples
+
+
+@torch.no_grad()
+def tally(
+    trainer: Trainer, card: Card, parameters: Tensors, samples: Samples, tasks: Mapping[str, Task]
+) -> dict[str, Sums]:
+    """Sum up metrics over samples in batches."""
+    model = trainer.model(trainer.components(card, frozenset(card.modalities)))
+    model.load(parameters)
+    model.module.eval()
+    sums: dict[str, Sums] = {name: {} for name in samples.tasks}
+    for positions in torch.arange(len(samples)).split(MEASURE_BATCH):
+        batch = trainer.batch(samples, positions, frozenset(card.modalities))
+        outputs = model(batch)
+        for name, prediction in outputs.predictions.items():
+            found = metric_sums(tasks[name], prediction, batch.targets[name], batch.labelled[name])
+            sums[name] = add_sums(sums[name], found)
+    return sums
+
+
+def score(evaluations: Sequence[Evaluation], tasks: Mapping[str, Task]) -> float | None:
+    """Return one number, higher is better: the mean over tasks of their primary metric's mean over clients.
+
+    Metrics of which less is better (errors) count negatively. None if there is nothing to judge.
+    """
+    means = []
+    for name, task in tasks.items():
+        metric, higher_is_better = primary(task)
+        values = [found.metrics[name][metric] for found in evaluations if name in found.metrics]
+        if values:
+            mean = sum(values) / len(values)
+            means.append(mean if higher_is_better else -mean)
+    return sum(means) / len(means) if means else None

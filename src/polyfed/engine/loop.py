@@ -1,0 +1,228 @@
+"""The training loop: rounds, evaluation, best round and early stop, records and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
+from polyfed.engine.drive import drive
+from polyfed.engine.evaluate import Evaluation, evaluate, score
+from polyfed.engine.records import Observer, Recorder
+from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
+from polyfed.engine.trainer import Trainer
+from polyfed.engine.tree import pack
+from polyfed.method.protocol import Clock, Method, join
+from polyfed.model.architecture import Architecture, Tensors
+from polyfed.scenario.federation import Card, Federation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, how often to evaluate and save, and when to stop early.
+
+    ``target``: stop when the score (see ``score``) reaches it; ``patience``: stop after so many evaluations without a
+    better score. Both judge validation samples, or test samples where there are no others.
+    """
+
+    rounds: int
+    seed: int
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    target: float | None = None
+    patience: int | None = None
+    screening: Screening = field(default_factory=Screening)
+
+
+@dataclass
+class Progress:
+    """What the loop remembers between rounds, besides the method's state. Saved in every checkpoint."""
+
+    round: int = 0
+    seconds: float = 0.0
+    best_round: int = 0
+    best_score: float | None = None
+    since_best: int = 0
+    best: list[dict[str, Any]] = field(default_factory=list)
+    latest: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    records_length: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run: the method's state, personal parameters by client, and the loop's progress."""
+
+    state: Any
+    personal: dict[int, Mapping[str, Tensors]]
+    progress: Progress
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the server's tensors by sorted name."""
+        return digest_of(pack(self.state)[1])
+
+    @property
+    def personal_digest(self) -> str:
+        """SHA-256 over the clients' personal tensors by sorted name."""
+        return digest_of(pack(self.personal)[1])
+
+
+class Loop:
+    """One run of a method on a federation. ``folder`` None keeps everything in memory."""
+
+    def __init__(
+        self,
+        method: Method[Any],
+        federation: Federation,
+        architecture: Architecture,
+        plan: Plan,
+        *,
+        folder: Path | None = None,
+        identity: Mapping[str, str] | None = None,
+        observers: Sequence[Observer] = (),
+        device: torch.device | None = None,
+        deliver: Deliver = untouched,
+    ) -> None:
+        self.method = method
+        self.plan = plan
+        self.architecture = architecture
+        self.federation = with_components(federation, architecture)
+        self.judged = with_components(federation.members or federation, architecture)
+        self.trainer = Trainer(architecture, device)
+        self.observers = tuple(observers)
+        self.deliver = deliver
+        self.records = None if folder is None else folder / "records.jsonl"
+        self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity or {})
+        self._mark = 0.0
+
+    def run(self, *, resume: bool = False) -> Outcome:
+        """Train to the end of the plan, from the last checkpoint if asked to."""
+        initial = self.architecture.initial(self.plan.seed)
+        first = self.method.begin(initial, self.federation.cards)
+        saved = self.checkpoints.latest(type(first)) if resume and self.checkpoints is not None else None
+        state = first if saved is None else saved.state
+        progress = Progress() if saved is None else Progress(**saved.progress)
+        recorder = Recorder(self.records, self.observers, at=progress.records_length)
+        self._mark = time.perf_counter()
+        try:
+            simulator = self._simulator(initial, recorder, saved, progress)
+            if saved is None:
+                self._evaluate(state, simulator, progress, recorder)
+                self._save(state, simulator, progress, recorder)
+            while progress.round < self.plan.rounds and progress.stopped is None:
+                state = self._round(state, simulator, progress, recorder)
+            self._clock_in(progress)
+            recorder.flush()
+        finally:
+            recorder.close()
+        return Outcome(state, dict(simulator.personal.held), progress)
+
+    def _simulator(
+        self, initial: Tensors, recorder: Recorder, saved: Saved[Any] | None, progress: Progress
+    ) -> Simulator:
+        personal = PersonalStates({} if saved is None else dict(saved.personal))
+        simulator = Simulator(
+            self.method,
+            self.federation,
+            self.trainer,
+            recorder,
+            self.plan.screening,
+            initial,
+            personal,
+            self.deliver,
+        )
+        simulator.refused, simulator.bytes = progress.refused, progress.bytes
+        return simulator
+
+    def _round(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> Any:
+        number = progress.round + 1
+        started, before = time.perf_counter(), dict(progress.bytes)
+        clock = Clock(self.plan.seed, number, self.plan.rounds)
+        asked: list[int] = []
+        exchange = simulator.exchanger(clock)
+
+        def noted(wanted: Any) -> Any:
+            asked.extend(wanted.orders)
+            return exchange(wanted)
+
+        state = drive(self.method.round(state, self.federation.cards, clock), noted)
+        seconds = time.perf_counter() - started
+        progress.round = number
+        refused = {entry["client"] for entry in progress.refused if entry["round"] == number}
+        cohort = sorted(set(asked))
+        if number % self.plan.evaluate_every == 0 or number == self.plan.rounds:
+            self._evaluate(state, simulator, progress, recorder)
+        recorder.write(
+            {
+                "kind": "round",
+                "round": number,
+                "cohort": cohort,
+                "replied": [client for client in cohort if client not in refused],
+                "seconds": round(seconds, 6),
+                "bytes": {way: progress.bytes[way] - before[way] for way in progress.bytes},
+            }
+        )
+        if number % self.plan.checkpoint_every == 0 or number == self.plan.rounds or progress.stopped:
+            self._save(state, simulator, progress, recorder)
+        return state
+
+    def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        def parameters_of(card: Card) -> Tensors:
+            trained = self.federation.cards[0 if self.federation.members else card.id]
+            personal = simulator.personal_of(trained.id).get("parameters", {})
+            return join(self.method.deploy(state, trained), personal, client=trained.id)
+
+        found = list(evaluate(self.judged, self.trainer, parameters_of))
+        for evaluation in found:
+            recorder.write(evaluation.record(progress.round))
+        progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
+        self._judge(found, progress)
+
+    def _judge(self, found: Sequence[Evaluation], progress: Progress) -> None:
+        """Keep the best round and decide on stopping early."""
+        judged = [evaluation for evaluation in found if evaluation.split == "validation"] or list(found)
+        reached = score(judged, self.judged.tasks)
+        if reached is None:
+            return
+        if progress.best_score is None or reached > progress.best_score:
+            progress.best_score, progress.best_round, progress.since_best = reached, progress.round, 0
+            progress.best = progress.latest
+        else:
+            progress.since_best += 1
+        if self.plan.target is not None and reached >= self.plan.target:
+            progress.stopped = f"the score reached the target {self.plan.target:g} in round {progress.round}"
+        elif self.plan.patience is not None and progress.since_best >= self.plan.patience:
+            progress.stopped = f"no better score in {self.plan.patience} evaluations"
+
+    def _clock_in(self, progress: Progress) -> None:
+        """Add the time since the last call, so that a resumed run sums the seconds of all its parts."""
+        now = time.perf_counter()
+        progress.seconds, self._mark = progress.seconds + now - self._mark, now
+
+    def _save(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        if self.checkpoints is None:
+            return
+        self._clock_in(progress)
+        progress.records_length = recorder.flush()
+        self.checkpoints.write(progress.round, state, simulator.personal.take_changed(), vars(progress))
+
+
+def with_components(federation: Federation, architecture: Architecture) -> Federation:
+    """Write the component names of each client's model on its card."""
+    known: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+
+    def named(card: Card) -> Card:
+        key = (card.modalities, card.tasks)
+        if key not in known:
+            known[key] = architecture.components(*key)
+        return replace(card, components=known[key])
+
+    return federation.with_cards({client: named(card) for client, card in federation.cards.items()})

@@ -1,0 +1,110 @@
+"""Screening: every reply is held against what was asked before it may touch anything (design, promise 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyfed.engine.wire import owner_of
+from polyfed.method.protocol import Expected, Groups, Order, Reply
+from polyfed.scenario.federation import Card
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a reply was not used: the component (or other part) at fault and the reason."""
+
+    component: str
+    reason: str
+
+
+def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Refusal | None:
+    """Return why a reply must be refused, or None if it is sound.
+
+    A component's Euclidean norm may be at most ``largest_growth`` times the norm it was sent with (at least 1).
+    """
+    if not isinstance(reply, Reply):
+        return Refusal("reply", f"expected a Reply, got {type(reply).__name__}")
+    return (
+        _counts(reply, card)
+        or _names(reply.tensors, order.expects, card.components)
+        or _shapes(reply.tensors, order.expects, card.components)
+        or _values(reply.tensors, order.tensors, card.components, largest_growth)
+    )
+
+
+def _counts(reply: Reply, card: Card) -> Refusal | None:
+    if not isinstance(reply.examples, int) or not 0 <= reply.examples <= card.examples:
+        return Refusal("examples", f"claims {reply.examples!r} training samples, its card says {card.examples}")
+    for name, value in reply.numbers.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return Refusal(f"numbers.{name}", f"{value!r} is not a finite number")
+    return None
+
+
+def _names(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts: Collection[str]) -> Refusal | None:
+    for group in sorted({*groups, *expects}):
+        got, wanted = groups.get(group, {}).keys(), expects.get(group, {}).keys()
+        for name in sorted(got - wanted):
+            return Refusal(_part(name, group, parts), f"tensor {name!r} of group {group!r} was not asked for")
+        for name in sorted(wanted - got):
+            return Refusal(_part(name, group, parts), f"tensor {name!r} of group {group!r} is missing")
+    return None
+
+
+def _shapes(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts: Collection[str]) -> Refusal | None:
+    for group, tensors in groups.items():
+        for name, value in tensors.items():
+            wanted = expects[group][name]
+            if not isinstance(value, Tensor):
+                return Refusal(_part(name, group, parts), f"{name!r} is a {type(value).__name__}, not a tensor")
+            if tuple(value.shape) != wanted.shape:
+                return Refusal(
+                    _part(name, group, parts), f"{name!r} has shape {tuple(value.shape)}, expected {wanted.shape}"
+                )
+            if value.dtype != wanted.dtype:
+                return Refusal(_part(name, group, parts), f"{name!r} has dtype {value.dtype}, expected {wanted.dtype}")
+    return None
+
+
+def _values(groups: Groups, sent: Groups, parts: Collection[str], largest_growth: float) -> Refusal | None:
+    for group, tensors in groups.items():
+        received = _norms(tensors, group, parts)
+        before = _norms({n: v for n, v in sent.get(group, {}).items() if n in tensors}, group, parts)
+        for part, norm in received.items():
+            if not math.isfinite(norm):
+                return Refusal(part, _not_finite(tensors, group, parts, part))
+            limit = largest_growth * max(1.0, before.get(part, 0.0))
+            if part in before and norm > limit:
+                return Refusal(part, f"norm {norm:.3g} is above the limit {limit:.3g} (engine.largest_growth)")
+    return None
+
+
+def _norms(tensors: Mapping[str, Tensor], group: str, parts: Collection[str]) -> dict[str, float]:
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    if not floating:
+        return {}
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm(list(floating.values()))]).tolist()
+    squares: dict[str, float] = {}
+    for name, norm in zip(floating, norms, strict=True):
+        part = _part(name, group, parts)
+        squares[part] = squares.get(part, 0.0) + norm * norm
+    return {part: math.sqrt(square) if square >= 0 else square for part, square in squares.items()}
+
+
+def _not_finite(tensors: Mapping[str, Tensor], group: str, parts: Collection[str], part: str) -> str:
+    for name, value in tensors.items():
+        if _part(name, group, parts) == part and value.is_floating_point():
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                return f"{name!r} has {bad} values that are NaN or infinite"
+    return "its norm is not finite"
+
+
+def _part(name: str, group: str, parts: Collection[str]) -> str:
+    return owner_of(name, tuple(parts)) or group

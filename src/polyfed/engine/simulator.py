@@ -1,0 +1,216 @@
+"""The simulator: holds a method's exchanges with clients that live in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyfed.engine.records import Recorder
+from polyfed.engine.screen import Refusal, screen
+from polyfed.engine.trainer import Pending, Trainer
+from polyfed.engine.wire import order_bytes, reply_bytes
+from polyfed.errors import RunError, unknown
+from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Reply, Work
+from polyfed.model.architecture import Tensors
+from polyfed.scenario.federation import ClientId, Federation
+
+Deliver = Callable[[int, ClientId, Any], Any]
+
+
+def untouched(round_number: int, client: ClientId, reply: Any) -> Any:
+    """Deliver every reply as it is."""
+    return reply
+
+
+@dataclass(frozen=True)
+class Screening:
+    """When a reply is refused and when a round fails.
+
+    ``quorum`` is the share of the clients asked whose replies must be sound; ``largest_growth`` limits how much the norm
+    of a component may grow in one exchange.
+    """
+
+    quorum: float = 0.5
+    largest_growth: float = 100.0
+
+
+@dataclass
+class PersonalStates:
+    """Personal groups by client, and which of them changed since the last checkpoint."""
+
+    held: dict[ClientId, Groups] = field(default_factory=dict)
+    changed: set[ClientId] = field(default_factory=set)
+
+    def keep(self, client: ClientId, groups: Groups) -> None:
+        """Replace a client's personal groups."""
+        if groups or self.held.get(client):
+            self.held[client] = groups
+            self.changed.add(client)
+
+    def take_changed(self) -> dict[ClientId, Groups]:
+        """Return what changed and call it saved."""
+        changed = {client: self.held[client] for client in sorted(self.changed)}
+        self.changed.clear()
+        return changed
+
+
+@dataclass
+class Answer:
+    """What came of one client's step."""
+
+    client: ClientId
+    reply: Any
+    personal: Groups
+    seconds: float
+
+
+class Simulator:
+    """Runs client steps, screens and counts their replies, and feeds them to the method in ascending client id.
+
+    ``deliver`` stands for the network: it may lose a reply (None) or damage it, which the tests use.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any],
+        federation: Federation,
+        trainer: Trainer,
+        recorder: Recorder,
+        screening: Screening,
+        initial: Tensors,
+        personal: PersonalStates,
+        deliver: Deliver = untouched,
+    ) -> None:
+        self.method = method
+        self.federation = federation
+        self.trainer = trainer
+        self.recorder = recorder
+        self.screening = screening
+        self.initial = initial
+        self.personal = personal
+        self.deliver = deliver
+        self.refused: list[dict[str, Any]] = []
+        self.bytes = {"up": 0, "down": 0}
+
+    def personal_of(self, client: ClientId) -> Groups:
+        """Return a client's personal groups; a client never asked before gets its first ones from the method."""
+        if client in self.personal.held:
+            return self.personal.held[client]
+        return self.method.enrol(self.initial, self.federation.cards[client])
+
+    def exchanger(self, clock: Clock) -> Callable[[Ask], Any]:
+        """Return what holds the exchanges of one round."""
+        number = 0
+
+        def exchange(wanted: Ask) -> Any:
+            nonlocal number
+            number += 1
+            return self._hold(wanted, clock, number - 1)
+
+        return exchange
+
+    def _hold(self, wanted: Ask, clock: Clock, number: int) -> Any:
+        sound: dict[ClientId, Reply] = {}
+        accepted = 0
+        for answer in self._answers(wanted.orders, clock, number):
+            order = wanted.orders[answer.client]
+            reply = self._received(answer, order, clock, number)
+            if reply is None:
+                continue
+            accepted += 1
+            if isinstance(wanted, Fold):
+                wanted.reducer.add(answer.client, reply)
+            else:
+                sound[answer.client] = reply
+        needed = self.screening.quorum * len(wanted.orders)
+        if accepted < needed or (wanted.orders and not accepted):
+            raise RunError(
+                f"round {clock.round}: only {accepted} of {len(wanted.orders)} replies were sound, and the quorum "
+                f"(engine.quorum) is {self.screening.quorum:g}; the records name who was refused and why"
+            )
+        return wanted.reducer.finish() if isinstance(wanted, Fold) else sound
+
+    def _answers(self, orders: Any, clock: Clock, number: int) -> Iterator[Answer]:
+        """Run the steps of all ordered clients, ``trainer.width`` at a time, in ascending client id."""
+        clients = sorted(orders)
+        for start in range(0, len(clients), self.trainer.width):
+            group = clients[start : start + self.trainer.width]
+            yield from self._advance([(client, orders[client]) for client in group], clock, number)
+
+    def _advance(self, group: Sequence[tuple[ClientId, Order]], clock: Clock, number: int) -> list[Answer]:
+        started = time.perf_counter()
+        works = {client: self._begin(client, order, clock) for client, order in group}
+        pending: dict[ClientId, Pending] = {}
+        finished: dict[ClientId, tuple[Any, Groups]] = {}
+        counts = dict.fromkeys(works, 0)
+
+        def resume(client: ClientId, answer: Any) -> None:
+            try:
+                request = works[client].send(answer)
+            except StopIteration as end:
+                finished[client] = end.value
+            else:
+                key = clock.key(f"exchange {number} request {counts[client]}", client)
+                pending[client] = Pending(self.federation.cards[client], request, key)
+                counts[client] += 1
+
+        for client in works:
+            resume(client, None)
+        while pending:
+            waiting, answers = list(pending), self.trainer.answer(list(pending.values()))
+            pending.clear()
+            for client, answer in zip(waiting, answers, strict=True):
+                resume(client, answer)
+        seconds = (time.perf_counter() - started) / len(works)
+        return [Answer(client, *finished[client], seconds) for client in works]
+
+    def _begin(self, client: ClientId, order: Order, clock: Clock) -> Work:
+        if order.step not in self.method.steps:
+            raise unknown("step", order.step, self.method.steps, place=f"client {client}")
+        return self.method.steps[order.step](order, self.personal_of(client), self.federation.client(client), clock)
+
+    def _received(self, answer: Answer, order: Order, clock: Clock, number: int) -> Reply | None:
+        """Screen, count and record one reply; None if it is lost or refused."""
+        card = self.federation.cards[answer.client]
+        down = order_bytes(order, card.components)
+        self.bytes["down"] += sum(down.values())
+        reply = self.deliver(clock.round, answer.client, answer.reply)
+        refusal = (
+            Refusal("reply", "lost on the way")
+            if reply is None
+            else screen(reply, order, card, largest_growth=self.screening.largest_growth)
+        )
+        if refusal is not None:
+            self._refuse(answer.client, refusal, clock, down)
+            return None
+        up = reply_bytes(reply, card.components)
+        self.bytes["up"] += sum(up.values())
+        self.personal.keep(answer.client, answer.personal)
+        self.recorder.write(
+            {
+                "kind": "client",
+                "round": clock.round,
+                "exchange": number,
+                "step": order.step,
+                "client": answer.client,
+                "modalities": sorted(order.active),
+                "examples": reply.examples,
+                "numbers": dict(reply.numbers),
+                "bytes": {"down": down, "up": up},
+                "seconds": round(answer.seconds, 6),
+            }
+        )
+        accepted: Reply = reply
+        return accepted
+
+    def _refuse(self, client: ClientId, refusal: Refusal, clock: Clock, down: dict[str, int]) -> None:
+        entry = {
+            "round": clock.round,
+            "client": client,
+            "component": refusal.component,
+            "reason": refusal.reason,
+        }
+        self.refused.append(entry)
+        self.recorder.write({"kind": "refused", **entry, "bytes": {"down": down}})

@@ -1,0 +1,70 @@
+"""Say what is wrong with an experiment file: the key, the value and the choices, one line each."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """Return one line per fault: ``source: method.mu: -1 ...``."""
+    lines = []
+    for fault in error.errors():
+        path, choices = _walk(model, fault["loc"])
+        lines.append(f"{source}: {path or 'the file'}: {_fault(dict(fault), choices)}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
+    kind, context, value = fault["type"], fault.get("ctx", {}), fault.get("input")
+    if kind == "extra_forbidden":
+        key = str(fault["loc"][-1])
+        return f"unknown key {key!r}{_hint(key, siblings)} Choices: {', '.join(siblings)}"
+    if kind == "union_tag_invalid":
+        expected = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        tag = context["tag"]
+        return f"unknown name {tag!r}{_hint(tag, expected)} Choices: {', '.join(expected)}"
+    if kind == "union_tag_not_found":
+        return "a name is missing: write name: ..."
+    if kind == "literal_error":
+        return f"{value!r} is not one of the choices: {context['expected']}"
+    if kind == "missing":
+        return "is missing"
+    message = str(fault["msg"])
+    return f"{value!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _hint(value: object, choices: list[str]) -> str:
+    close = get_close_matches(str(value), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _walk(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the dotted path of a fault, without the tags that pydantic puts in, and the keys beside it."""
+    shown: list[str] = []
+    here: Any = model
+    siblings: list[str] = []
+    for part in place:
+        tagged = {_tag(option): option for option in _models(here)}
+        if isinstance(part, str) and len(tagged) > 1 and part in tagged:
+            here = tagged[part]
+            continue
+        options = _models(here)
+        siblings = list(options[0].model_fields) if options else []
+        field = options[0].model_fields.get(str(part)) if options else None
+        here = field.annotation if field else None
+        shown.append(str(part))
+    return ".".join(shown), siblings
+
+
+def _models(hint: Any) -> list[type[BaseModel]]:
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return [hint]
+    return [model for argument in get_args(hint) for model in _models(argument)]
+
+
+def _tag(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("name")
+    return str(field.default) if field else ""

@@ -1,0 +1,158 @@
+"""Averaging: a federated algorithm assembled from parts (local training, sharing, selection, combination, server)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
+
+from polyfed.data.schema import Task
+from polyfed.method.combine import Mean, MeanOverHolders, diluted
+from polyfed.method.objective import supervised
+from polyfed.method.protocol import (
+    ClientStep,
+    Clock,
+    Conversation,
+    Fit,
+    Groups,
+    Objective,
+    Order,
+    Recipe,
+    Reply,
+    Work,
+    expected,
+    fit,
+    fold,
+    join,
+)
+from polyfed.method.select import Selector, everyone
+from polyfed.method.server import Replace, ServerOptimizer
+from polyfed.model.architecture import Tensors, component_of
+from polyfed.scenario.federation import Card, Client, Roster
+
+Components = Callable[[Collection[str], Collection[str]], tuple[str, ...]]
+Missing = Literal["renormalise", "dilute"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method's builder is given: the training recipe, the selector, the tasks and the model's components."""
+
+    recipe: Recipe
+    components: Components
+    select: Selector = field(default_factory=everyone)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+
+
+def everything(parameter: str) -> bool:
+    """Share every parameter."""
+    return True
+
+
+def nothing(parameter: str) -> bool:
+    """Keep every parameter on the client."""
+    return False
+
+
+def by_examples(card: Card, reply: Reply) -> float:
+    """Weight of FedAvg: the number of training samples."""
+    return float(reply.examples)
+
+
+@dataclass(frozen=True)
+class AveragingState:
+    """The server's parameters (shared ones only) and its optimiser's memory."""
+
+    parameters: Tensors
+    memory: Groups
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Each chosen client trains on its own samples; what it shares is averaged over those who hold it.
+
+    ``objective`` is the local loss (``anchored``: it is given the received parameters as ``extra["anchor"]``), ``share``
+    tells which parameter names travel, ``select`` whom to ask with which modalities, ``weigh`` how much a reply counts,
+    ``missing`` what a client without a component means for its average (``renormalise``: it does not count, ``dilute``:
+    it counts as unchanged), ``server`` what is done with the average.
+    """
+
+    context: Context
+    objective: Objective = supervised
+    anchored: bool = False
+    share: Callable[[str], bool] = everything
+    weigh: Callable[[Card, Reply], float] = by_examples
+    missing: Missing = "renormalise"
+    server: ServerOptimizer = field(default_factory=Replace)
+
+    @property
+    def steps(self) -> Mapping[str, ClientStep]:
+        """The one thing a client is asked to do: train."""
+        return {"train": self.train}
+
+    def begin(self, initial: Tensors, roster: Roster) -> AveragingState:
+        """Start from the first values of what is shared."""
+        return AveragingState({name: value for name, value in initial.items() if self.share(name)}, {})
+
+    def enrol(self, initial: Tensors, card: Card) -> Groups:
+        """Give a client first values of what it does not share."""
+        own = named_by(tuple(initial), card.components)
+        kept = {name: initial[name] for name in own if not self.share(name)}
+        return {"parameters": kept} if kept else {}
+
+    def round(self, state: AveragingState, roster: Roster, clock: Clock) -> Conversation[AveragingState]:
+        """Choose, train, average, update."""
+        chosen = yield from self.context.select(roster, clock)
+        orders = self.orders(state, roster, chosen)
+        reducer = MeanOverHolders(lambda client, reply: self.weigh(roster[client], reply))
+        mean: Mean = yield from fold(orders, reducer)
+        if self.missing == "dilute":
+            mean = diluted(mean, state.parameters)
+        parameters, memory = self.server.update(state.parameters, mean.values, state.memory)
+        return replace(state, parameters=parameters, memory=memory)
+
+    def orders(self, state: AveragingState, roster: Roster, chosen: Mapping[int, frozenset[str]]) -> dict[int, Order]:
+        """Make the orders of a round; clients with equal components share one set of tensors."""
+        by_components: dict[tuple[str, ...], Order] = {}
+        orders = {}
+        for client in sorted(chosen):
+            card, active = roster[client], chosen[client]
+            components = tuple(name for name in self.context.components(active, card.tasks) if name in card.components)
+            if components not in by_components:
+                names = named_by(tuple(state.parameters), components)
+                tensors = {"parameters": {name: state.parameters[name] for name in names}}
+                by_components[components] = Order("train", active, tensors, expects=expected(tensors))
+            orders[client] = replace(by_components[components], active=active)
+        return orders
+
+    def train(self, order: Order, personal: Groups, client: Client, clock: Clock) -> Work:
+        """Client step: fit the received and personal parameters to the client's training samples."""
+        received = order.tensors["parameters"]
+        start = join(received, personal.get("parameters", {}), client=client.card.id)
+        extra = {"anchor": received} if self.anchored else {}
+        fitted = yield from fit(
+            Fit(self.objective, start, client.train, self.context.recipe, active=order.active, extra=extra)
+        )
+        shared = {name: fitted.parameters[name] for name in received}
+        kept = {name: value for name, value in fitted.parameters.items() if name not in received}
+        numbers = {**fitted.numbers, "steps": float(fitted.steps)}
+        personal = {**personal, "parameters": kept} if kept else personal
+        return Reply(len(client.train), {"parameters": shared}, numbers), personal
+
+    def deploy(self, state: AveragingState, card: Card) -> Tensors:
+        """Return the shared parameters of one client's components."""
+        return {name: state.parameters[name] for name in named_by(tuple(state.parameters), card.components)}
+
+
+@cache
+def named_by(parameters: tuple[str, ...], components: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parameters that belong to one of the components, in order."""
+    found = []
+    for name in parameters:
+        try:
+            component_of(name, components)
+        except LookupError:
+            continue
+        found.append(name)
+    return tuple(found)

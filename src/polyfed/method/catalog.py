@@ -1,0 +1,34 @@
+"""The methods polyfed knows, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyfed.method.classic import (
+    centralized,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    fedprox,
+    fedyogi,
+    local,
+    multi_fedavg,
+)
+from polyfed.method.protocol import Method
+from polyfed.registry import Registry
+
+# A builder is called as ``builder(context, **options)``.
+METHODS: Registry[Method[Any]] = Registry("method")
+METHODS.add("local", local)
+METHODS.add("centralized", centralized)
+METHODS.add("fedavg", fedavg)
+METHODS.add("fedavgm", fedavgm)
+METHODS.add("fedprox", fedprox)
+METHODS.add("fedadam", fedadam)
+METHODS.add("fedyogi", fedyogi)
+METHODS.add("fedadagrad", fedadagrad)
+METHODS.add("multi-fedavg", multi_fedavg)
+
+# Methods that train on the pooled federation instead of exchanging anything.
+POOLED = frozenset({"centralized"})

@@ -1,0 +1,54 @@
+"""Losses of tasks: means over the labelled samples, fit for padding and for ``torch.func.vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed.data.samples import Batch
+from polyfed.data.schema import Task
+from polyfed.model.architecture import Outputs
+from polyfed.model.masks import keep, masked_mean
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Mean over all axes but the first: (batch, ...) -> (batch,)."""
+    return values.flatten(1).mean(-1) if values.dim() > 1 else values
+
+
+def sample_losses(task: Task, prediction: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+    """Loss of every sample, (batch,): cross-entropy in nats, or the mean squared error over the target's entries.
+
+    prediction (batch, classes) or (batch, *shape), target (batch,) int64 or (batch, *shape), labelled (batch,) bool.
+    Where ``labelled`` is false, prediction and target are taken as zero, whatever they are.
+    """
+    prediction, target = keep(prediction, labelled), keep(target, labelled)
+    if task.kind == "classification":
+        return functional.cross_entropy(prediction, target, reduction="none")
+    return per_sample((prediction - target).square())
+
+
+def task_loss(task: Task, prediction: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+    """Mean loss of the labelled samples (): Σ labelled · loss / max(1, Σ labelled).
+
+    Shapes as in ``sample_losses``. Zero, with a graph, if nobody is labelled.
+    """
+    return masked_mean(sample_losses(task, prediction, target, labelled), labelled)
+
+
+def total_loss(tasks: Mapping[str, Task], outputs: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the losses of the tasks that are both predicted and in the batch.
+
+    Returns the sum () and, to be logged, "loss" and "loss.<task>" (), cut from the graph.
+    """
+    names = sorted(outputs.predictions.keys() & batch.labelled.keys())
+    losses = {
+        name: task_loss(tasks[name], outputs.predictions[name], batch.targets[name], batch.labelled[name])
+        for name in names
+    }
+    # The fused vector's empty sum keeps a graph where there is no task at all.
+    total = sum(losses.values(), start=outputs.fused.flatten()[:0].sum())
+    logged = {"loss": total.detach(), **{f"loss.{name}": value.detach() for name, value in losses.items()}}
+    return total, logged

@@ -1,0 +1,192 @@
+"""What stands in a run folder's files: one typed entry per line of records.jsonl, and the summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+
+def _nan_for_null(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_nan_for_null)]
+"""A float; null, as strict JSON writes what is not a number, reads as NaN."""
+
+Count = Annotated[int, Field(ge=0)]
+Metrics = Mapping[str, Mapping[str, Number]]
+"""Task -> metric -> value."""
+
+
+class Entry(BaseModel):
+    """Base of all entries: frozen, and forgiving about keys a newer version may add."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ComponentBytes(Entry):
+    """Bytes one client received (``down``) and sent (``up``), by component."""
+
+    up: Mapping[str, Count] = {}
+    down: Mapping[str, Count] = {}
+
+
+class TotalBytes(Entry):
+    """Bytes sent by clients (``up``) and by the server (``down``)."""
+
+    up: Count = 0
+    down: Count = 0
+
+    @property
+    def both(self) -> int:
+        """Bytes in both directions."""
+        return self.up + self.down
+
+
+class ClientRecord(Entry):
+    """One client's answer to one order."""
+
+    kind: Literal["client"]
+    round: Count
+    exchange: Count = 0
+    step: str
+    client: int
+    modalities: tuple[str, ...] = ()
+    examples: Count = 0
+    numbers: Mapping[str, Number] = {}
+    bytes: ComponentBytes = ComponentBytes()
+    seconds: Number = 0.0
+
+
+class Refusal(Entry):
+    """A reply that was refused, and why. ``component`` is empty where the whole reply was at fault."""
+
+    round: Count
+    client: int
+    component: str | None = None
+    reason: str
+
+
+class RefusedRecord(Refusal):
+    """A refusal as a line of the records."""
+
+    kind: Literal["refused"]
+
+
+class EvaluationRecord(Entry):
+    """One client's metrics on one split after a round (round 0: before training)."""
+
+    kind: Literal["evaluation"]
+    round: Count
+    split: str
+    client: int
+    examples: Mapping[str, Count] = {}
+    metrics: Metrics = {}
+
+
+class RoundRecord(Entry):
+    """Who was asked in a round and who answered, how long it took and what travelled."""
+
+    kind: Literal["round"]
+    round: Count
+    cohort: tuple[int, ...] = ()
+    replied: tuple[int, ...] = ()
+    seconds: Number = 0.0
+    bytes: TotalBytes = TotalBytes()
+
+
+Record = Annotated[ClientRecord | RefusedRecord | EvaluationRecord | RoundRecord, Field(discriminator="kind")]
+RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+def group_name(modalities: Iterable[str]) -> str:
+    """Name a set of modalities in alphabetical order: ``audio+image``."""
+    return "+".join(sorted(modalities)) or "no modality"
+
+
+class Statistic(Entry):
+    """A metric over clients: mean, standard deviation, and the mean of each modality group."""
+
+    mean: Number
+    std: Number = math.nan
+    by_modalities: Mapping[str, Number] = {}
+
+    @field_validator("by_modalities")
+    @classmethod
+    def _in_order(cls, groups: Mapping[str, float]) -> Mapping[str, float]:
+        return {group_name(group.split("+")): value for group, value in groups.items()}
+
+
+Tasks = Mapping[str, Mapping[str, Statistic]]
+"""Task -> metric -> statistic over clients."""
+
+
+class ClientResult(Entry):
+    """One client and its metrics at the end."""
+
+    id: int
+    name: str = ""
+    modalities: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    examples: Count = 0
+    metrics: Metrics = {}
+
+    @property
+    def group(self) -> str:
+        """Name of the client's modality group, such as ``audio+image``."""
+        return group_name(self.modalities)
+
+
+class Best(Entry):
+    """The best round by its validation score, with the tasks' metrics at that round."""
+
+    round: Count
+    split: str = "validation"
+    score: Number = math.nan
+    tasks: Tasks = {}
+
+
+class Baseline(Entry):
+    """What the same clients reach with another method, usually by training alone."""
+
+    method: str
+    tasks: Tasks = {}
+    clients: tuple[ClientResult, ...] = ()
+
+
+class Parameters(Entry):
+    """Parameter counts: all components on the server, and the mean over clients of what one carries."""
+
+    server: Number = math.nan
+    client_mean: Number = math.nan
+
+
+class Summary(Entry):
+    """The end of a run in numbers (summary.json)."""
+
+    polyfed: str = ""
+    experiment: str
+    method: str
+    seed: int
+    rounds: Count
+    wall_seconds: Number = math.nan
+    bytes: TotalBytes = TotalBytes()
+    parameters: Parameters = Parameters()
+    tasks: Tasks = {}
+    clients: tuple[ClientResult, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    digest: str = ""
+    personal_digest: str = ""
+    stopped: str | None = None
+    best: Best | None = None
+    baseline: Baseline | None = None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Say in one line what was wrong first and where."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    return f"{place}: {fault['msg']}" if place else str(fault["msg"])

@@ -1,0 +1,133 @@
+"""The map of who took part in which round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from polyfed.report.entries import ClientResult
+from polyfed.report.figures import group_legend
+from polyfed.report.formats import label, plural
+from polyfed.report.history import NO_REPLY
+from polyfed.report.palette import GREY, Palette
+from polyfed.report.plotting import Card, Chip, Plot, axis, plot, rounds_axis
+from polyfed.report.records import RunData
+
+EXACT_CLIENTS, EXACT_ROUNDS = 150, 300
+"""Up to here the map shows every client in every round; beyond it shows shares."""
+
+BLOCKS, SPANS = 80, 150
+"""Most blocks of clients and spans of rounds that the map of shares shows."""
+
+
+
+def participation_card(run: RunData, palette: Palette) -> Card | None:
+    """Map who took part in which round, coloured by the modalities used; None where nobody was asked."""
+    clients = sorted(run.clients, key=lambda client: (client.group, client.id))
+    rounds = sorted({number for asked in run.history.active.values() for number in asked})
+    if not clients or not rounds:
+        return None
+    if len(clients) <= EXACT_CLIENTS and len(rounds) <= EXACT_ROUNDS:
+        text = "Each cell is one client in one round, in the colour of the modalities it used; empty: not asked."
+        silent = (Chip("asked, no usable reply", GREY),) if _has_silent(run) else ()
+        legend = (*(Chip(chip.label, chip.colour) for chip in group_legend(palette, overall=False)), *silent)
+        return Card("Who took part", text, (_exact_map(run, clients, rounds, palette),), legend, wide=True)
+    text = "The darker, the larger the share of a block of clients that took part in a span of rounds."
+    note = (
+        f"{plural(len(clients), 'client')} and {plural(len(rounds), 'round')} are too many for one cell each: "
+        "clients of the same modality group are put together in blocks, rounds in spans."
+    )
+    return Card("Who took part", text, (_share_map(run, clients, rounds),), (), note, wide=True)
+
+
+def _has_silent(run: RunData) -> bool:
+    return any(group == NO_REPLY for asked in run.history.active.values() for group in asked.values())
+
+
+def _exact_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[int], palette: Palette) -> Plot:
+    from plotly import graph_objects
+
+    names = ["asked, no usable reply", *palette.colours]
+    code = {name: index for index, name in enumerate(names)}
+    colours = [GREY, *palette.colours.values()]
+
+    def cell(client: int, number: int) -> int | None:
+        group = run.history.active.get(client, {}).get(number)
+        if group is None:
+            return None
+        return 0 if group == NO_REPLY else code[palette.entry(group)]
+
+    heat = graph_objects.Heatmap(
+        x=rounds,
+        y=list(range(len(clients))),
+        z=[[cell(client.id, number) for number in rounds] for client in clients],
+        colorscale=_steps(colours),
+        zmin=-0.5,
+        zmax=len(colours) - 0.5,
+        showscale=False,
+        xgap=1 if len(rounds) <= 100 else 0,
+        ygap=1,
+        hoverongaps=False,
+        # the page writes each cell's text from these, which is far smaller than a text per cell
+        meta={"cells": [label(name) for name in names], "rows": [_client_label(client) for client in clients]},
+        hovertemplate="%{text}<extra></extra>",
+    )
+    rows = list(range(len(clients)))
+    ticks = {"tickvals": rows, "ticktext": [_client_label(client) for client in clients]} if len(rows) <= 40 else {}
+    hidden = {} if ticks else {"showticklabels": False}
+    yaxis = axis("" if ticks else "clients", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks, **hidden)
+    layout = {"xaxis": {**rounds_axis(), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
+    return plot("", [heat], layout, height=80 + len(rows) * (16 if ticks else 6))
+
+
+def _client_label(client: ClientResult) -> str:
+    return label(client.name or f"client {client.id}", 20)
+
+
+def _steps(colours: Sequence[str]) -> list[list[Any]]:
+    width = 1 / len(colours)
+    return [[edge, colour] for i, colour in enumerate(colours) for edge in (i * width, (i + 1) * width)]
+
+
+def _share_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[int]) -> Plot:
+    from plotly import graph_objects
+
+    per_block = -(-len(clients) // BLOCKS)
+    per_span = -(-len(rounds) // SPANS)
+    spans = [rounds[i : i + per_span] for i in range(0, len(rounds), per_span)]
+    labels, shares = [], []
+    for group, members in groupby(clients, key=lambda client: client.group):
+        chosen = list(members)
+        for start in range(0, len(chosen), per_block):
+            block = chosen[start : start + per_block]
+            labels.append(f"{label(group, 20)}: {block[0].id} to {block[-1].id}")
+            shares.append([round(_share(run, block, span), 3) for span in spans])
+    heat = graph_objects.Heatmap(
+        x=[span[0] for span in spans],
+        y=list(range(len(labels))),
+        z=shares,
+        colorscale=[[0, "rgba(0,114,178,0.04)"], [1, "rgb(0,114,178)"]],
+        zmin=0,
+        showscale=False,
+        customdata=[[text] * len(spans) for text in labels],
+        hovertemplate="clients %{customdata}<br>from round %{x}: %{z:.1%}<extra></extra>",
+    )
+    starts = [index for index, text in enumerate(labels) if index == 0 or _group_of(text) != _group_of(labels[index - 1])]
+    ticks = {"tickvals": starts, "ticktext": [_group_of(labels[index]) for index in starts]}
+    yaxis = axis("", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks)
+    layout = {"xaxis": {**rounds_axis(), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
+    return plot("", [heat], layout, height=80 + 5 * len(labels))
+
+
+def _group_of(text: str) -> str:
+    return text.rsplit(":", maxsplit=1)[0]
+
+
+def _share(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[int]) -> float:
+    answered = sum(
+        run.history.active.get(client.id, {}).get(number, NO_REPLY) != NO_REPLY
+        for client in clients
+        for number in rounds
+    )
+    return answered / (len(clients) * len(rounds))

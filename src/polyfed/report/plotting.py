@@ -1,0 +1,118 @@
+"""What all plots share: one look, safe embedding, and cards that hold several plots as tabs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from polyfed.report.history import Curve
+
+INK = {"ink": True}
+"""Mark (a trace's ``meta``) of a line that takes the page's text colour, light or dark."""
+
+MANY_ROUNDS = 400
+"""Curves with more rounds are thinned to about this many points."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot: the label of its tab and plotly's figure as JSON that is safe inside a page."""
+
+    label: str
+    spec: Markup
+    height: int
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A legend entry. Where ``group`` is set, a click hides or shows the traces of that legend group."""
+
+    label: str
+    colour: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the first ``texts`` columns hold words, the others numbers."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    texts: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Plots under one heading, shown as tabs if there are several."""
+
+    title: str
+    text: str
+    plots: tuple[Plot, ...]
+    legend: tuple[Chip, ...] = ()
+    note: str = ""
+    splits: tuple[str, ...] = ()
+    wide: bool = False
+    table: Table | None = None
+
+
+def embedded(value: Any) -> Markup:
+    """Write a value as JSON that cannot end the script element it stands in."""
+    return _unbreakable(json.dumps(value))
+
+
+def _unbreakable(text: str) -> Markup:
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - every character that HTML could read as markup is escaped above
+
+
+def plot(label: str, traces: Sequence[Any], layout: Mapping[str, Any], *, height: int = 320) -> Plot:
+    """Build a plot from plotly traces. ``layout`` is laid over the layout all plots share."""
+    from plotly import graph_objects
+
+    common = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "showlegend": False,
+        "hoverlabel": {"namelength": -1},
+    }
+    figure = graph_objects.Figure(data=list(traces), layout={**common, **layout})
+    return Plot(label, _unbreakable(str(figure.to_json())), height)
+
+
+def axis(title: str, **options: Any) -> dict[str, Any]:
+    """Describe an axis that makes room for its own labels."""
+    return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False, **options}
+
+
+def rounds_axis() -> dict[str, Any]:
+    """Describe the axis of the rounds: whole numbers."""
+    return axis("round", tickformat="d", rangemode="tozero")
+
+
+def curve_trace(curve: Curve, *, name: str, **options: Any) -> Any:
+    """Draw a curve over rounds; few points get markers, many are thinned."""
+    from plotly import graph_objects
+
+    shown = thinned(curve)
+    mode = "lines+markers" if len(shown) <= 30 else "lines"
+    return graph_objects.Scatter(
+        x=shown.rounds, y=[round(value, 6) for value in shown.values], mode=mode, name=name, **options
+    )
+
+
+def thinned(curve: Curve) -> Curve:
+    """Keep about ``MANY_ROUNDS`` evenly spaced points of a long curve, and always the last one."""
+    stride = -(-len(curve) // MANY_ROUNDS)
+    if stride <= 1:
+        return curve
+    kept = sorted({*range(0, len(curve), stride), len(curve) - 1})
+    return Curve(tuple(curve.rounds[i] for i in kept), tuple(curve.values[i] for i in kept))

@@ -1,0 +1,121 @@
+"""Which runs are seeds of the same thing: runs of one method with the same settings form a variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from polyfed.errors import UserError
+from polyfed.report.formats import short
+from polyfed.report.records import RunData
+
+IGNORED = frozenset({"version", "name", "seed", "baseline", "engine", "resolved_with"})
+"""Settings that do not make another experiment of a run."""
+
+Settings = Mapping[str, str]
+"""Path of a setting -> its value as JSON."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its settings, and its runs in ascending seed. ``label`` tells it from all others compared."""
+
+    label: str
+    method: str
+    runs: tuple[RunData, ...]
+
+
+def variants(runs: Sequence[RunData]) -> list[Variant]:
+    """Group runs by method and settings, in the order in which they first appear.
+
+    A label is the method's name and, where that is not enough, the settings that differ or the experiment's name.
+    Raises UserError if two runs cannot be told apart.
+    """
+    groups: dict[tuple[str, str], list[RunData]] = {}
+    for run in runs:
+        key = (run.summary.method, json.dumps(settings(run), sort_keys=True))
+        groups.setdefault(key, []).append(run)
+    parts = [part for held in groups.values() for part in _told_apart(held)]
+    labels = _labels(parts)
+    return [
+        Variant(label, held[0].summary.method, tuple(sorted(held, key=lambda run: run.summary.seed)))
+        for label, held in zip(labels, parts, strict=True)
+    ]
+
+
+def settings(run: RunData) -> Settings:
+    """Return a run's settings by dotted path, without those that do not make another experiment of it."""
+    kept = {key: value for key, value in run.experiment.items() if key not in IGNORED}
+    return {path: json.dumps(value, sort_keys=True, default=str) for path, value in _leaves(kept, ())}
+
+
+def shared_differences(found: Sequence[Variant]) -> list[str]:
+    """Name the settings outside the method in which the compared variants differ, such as ``rounds: 10, 20``."""
+    tables = [settings(one.runs[0]) for one in found]
+    paths = dict.fromkeys(path for table in tables for path in table if not path.startswith("method."))
+    lines = []
+    for path in paths:
+        values = list(dict.fromkeys(table.get(path, "not set") for table in tables))
+        if len(values) > 1:
+            lines.append(f"{short(path, 60)}: {', '.join(short(value) for value in values[:6])}")
+    return lines
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, str(key)))
+    else:
+        yield ".".join(path), value
+
+
+def _told_apart(runs: list[RunData]) -> list[list[RunData]]:
+    """Split runs of equal settings by experiment name if a seed occurs twice among them."""
+    if _twin(runs) is None:
+        return [runs]
+    by_name: dict[str, list[RunData]] = {}
+    for run in runs:
+        by_name.setdefault(run.summary.experiment, []).append(run)
+    for held in by_name.values():
+        twins = _twin(held)
+        if twins is not None:
+            first, second = twins
+            raise UserError(
+                f"{first.folder} and {second.folder} are both {first.summary.method!r} with seed "
+                f"{first.summary.seed} and the same settings: compare only one of them"
+            )
+    return list(by_name.values())
+
+
+def _twin(runs: Sequence[RunData]) -> tuple[RunData, RunData] | None:
+    seen: dict[int, RunData] = {}
+    for run in runs:
+        if run.summary.seed in seen:
+            return seen[run.summary.seed], run
+        seen[run.summary.seed] = run
+    return None
+
+
+def _labels(parts: Sequence[Sequence[RunData]]) -> list[str]:
+    methods = [held[0].summary.method for held in parts]
+    tables = [settings(held[0]) for held in parts]
+    labels = []
+    for held, method, table in zip(parts, methods, tables, strict=True):
+        rivals = [other for name, other in zip(methods, tables, strict=True) if name == method]
+        if len(rivals) == 1:
+            labels.append(method)
+            continue
+        differing = [path for path in table if any(other.get(path) != table[path] for other in rivals)]
+        told = ", ".join(f"{path.removeprefix('method.')} {table[path]}" for path in differing[:3])
+        labels.append(f"{method} ({told or held[0].summary.experiment})")
+    return _numbered(labels)
+
+
+def _numbered(labels: Sequence[str]) -> list[str]:
+    """Make equal labels different by counting them."""
+    return [
+        label if labels.count(label) == 1 else f"{label} #{1 + list(labels[:index]).count(label)}"
+        for index, label in enumerate(labels)
+    ]

@@ -1,0 +1,201 @@
+"""Run an experiment, in memory or in a run folder that survives being killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyfed import config
+from polyfed.config import Experiment
+from polyfed.engine.checkpoint import write_atomically
+from polyfed.engine.loop import Outcome
+from polyfed.engine.records import Observer
+from polyfed.errors import UserError
+from polyfed.report.page import write_report
+from polyfed.summary import Summary, rows, summarise
+from polyfed.world import World, build_world
+
+OURS = ("experiment.yaml", "records.jsonl", "checkpoints", "summary.json", "report.html", "baseline", ".lock")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. ``world`` and ``outcome`` are None if it was finished before and only read."""
+
+    summary: Summary
+    folder: Path | None = None
+    world: World | None = None
+    outcome: Outcome | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the final test metrics as a table: ``pandas.DataFrame(run.rows())``."""
+        return rows(self.summary)
+
+    def parameters(self, client: int) -> dict[str, Tensor]:
+        """Return the parameters of one client's model at the end."""
+        if self.world is None or self.outcome is None:
+            raise UserError("this run was read from its folder; run it in this process to get at its parameters")
+        card = self.world.federation.cards[client]
+        personal = self.outcome.personal.get(client, {}).get("parameters", {})
+        return {**self.world.method.deploy(self.outcome.state, card), **personal}
+
+
+def run(
+    experiment: Experiment | str | Path | None = None,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train an experiment (a file, or None for the embedded one) and return its results.
+
+    With ``out`` everything is kept in that folder: the resolved experiment, records, checkpoints, summary and report.
+    A folder that holds a run already needs ``resume`` (go on where it stopped) or ``overwrite`` (start anew).
+    Raises ``UserError`` for a mistake in the input.
+    """
+    chosen = experiment if isinstance(experiment, Experiment) else config.load(experiment)
+    with threads(chosen.engine.threads):
+        if out is None:
+            return _in_memory(chosen, observers)
+        with claimed(Path(out), resume=resume, overwrite=overwrite) as folder:
+            return _in_folder(chosen, folder, resume, observers)
+
+
+def _in_memory(experiment: Experiment, observers: Sequence[Observer]) -> Run:
+    reference = _reference(experiment)
+    baseline = None if reference is None else _in_memory(reference, _marked(observers)).summary
+    world = build_world(experiment)
+    outcome = world.loop(observers=observers).run()
+    return Run(summarise(world, outcome, baseline), None, world, outcome)
+
+
+def _in_folder(experiment: Experiment, folder: Path, resume: bool, observers: Sequence[Observer]) -> Run:
+    finished = read_summary(folder)
+    if resume and finished is not None and is_done(finished, experiment):
+        _same(experiment, folder)
+        return Run(finished, folder)
+    world = build_world(experiment)
+    if resume:
+        _same(experiment, folder)
+    write_atomically(folder / "experiment.yaml", experiment.yaml().encode())
+    reference = _reference(experiment)
+    baseline = None
+    if reference is not None:
+        (folder / "baseline").mkdir(exist_ok=True)
+        baseline = _in_folder(reference, folder / "baseline", resume, _marked(observers)).summary
+    outcome = world.loop(folder, observers).run(resume=resume)
+    summary = summarise(world, outcome, baseline)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+    write_report(folder)
+    return Run(summary, folder, world, outcome)
+
+
+def _same(experiment: Experiment, folder: Path) -> None:
+    """Refuse to resume another experiment's folder."""
+    path = folder / "experiment.yaml"
+    if not path.exists():
+        return
+    before, now = config.read_yaml(path), experiment.resolved
+    for key in ("seed", "data", "scenario", "model", "method", "select", "train"):
+        if before.get(key) != now[key]:
+            raise UserError(
+                f"{folder} holds another experiment: {key} was {before.get(key)!r} and is now {now[key]!r}. "
+                "Resume it as it was started (polyfed run --resume --out FOLDER), choose another folder, or --overwrite"
+            )
+
+
+def is_done(summary: Summary, experiment: Experiment) -> bool:
+    """Whether a summary is that of the whole experiment (its rounds may have been raised since)."""
+    return summary.get("stopped") is not None or summary.get("rounds", 0) >= experiment.rounds
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """Read a run's summary; None if the run has not finished."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{path} is not a summary")
+    return summary
+
+
+def _reference(experiment: Experiment) -> Experiment | None:
+    """Return the experiment a run is compared with, if there is one and it is another."""
+    if experiment.baseline is None or experiment.method.name == experiment.baseline:
+        return None
+    return experiment.with_({"method.name": experiment.baseline, "select.name": "all", "baseline": None})
+
+
+def _marked(observers: Sequence[Observer]) -> list[Observer]:
+    """Tell observers of records that they come from the baseline."""
+
+    def marked(observer: Observer) -> Observer:
+        return lambda record: observer({**record, "baseline": True})
+
+    return [marked(observer) for observer in observers]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Use so many torch threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """Make a run folder ready and keep other runs out of it meanwhile."""
+    try:
+        _check_folder(folder, resume=resume, overwrite=overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another polyfed process is running in this folder") from error
+        if overwrite:
+            _clear(folder)
+        yield folder
+
+
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
+        return
+    if not (folder / "experiment.yaml").exists():
+        raise UserError(f"{folder} is not empty and is no run folder; choose another --out")
+    if not resume and not overwrite:
+        state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
+        raise UserError(f"{folder} holds {state}; use --resume to go on with it or --overwrite to start anew")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what polyfed wrote, and nothing else."""
+    for name in OURS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif name != ".lock":
+            path.unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+"""Build a federation: deal a dataset to clients, and say who holds which modalities and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from polyfed.data.dataset import Dataset
+from polyfed.data.samples import Samples
+from polyfed.data.schema import Task
+from polyfed.errors import UserError, unknown
+from polyfed.registry import Chosen
+from polyfed.rng import numpy_generator
+from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
+from polyfed.scenario.federation import Card, Federation
+from polyfed.scenario.holdings import Holdings, Names, nobody_holds, sets_of, table_of
+from polyfed.scenario.labels import check_targets, strata
+from polyfed.scenario.official_test import deal_by_field, deal_by_labels, task_sets
+from polyfed.scenario.parts import BoolArray, IntArray, Parts
+from polyfed.scenario.split import cut
+from polyfed.scenario.store import Store
+
+
+def build(
+    dataset: Dataset,
+    *,
+    clients: int | None,
+    partition: Chosen,
+    modalities: Chosen,
+    tasks: Chosen,
+    validation: float,
+    test: float,
+    only_tasks: Sequence[str] | None,
+    seed: int,
+) -> Federation:
+    """Deal a dataset to clients.
+
+    ``validation`` and ``test`` are the shares of a client's samples that are held out; with an official test table
+    ``test`` is not used, each client gets a part of that table. ``only_tasks`` names the tasks in use (None:
+    classification and regression). The federation keeps row numbers only and makes a client when it is asked for.
+
+    Raises UserError for options that do not fit the data, and for a client that would have nothing to train on.
+    """
+    check_fraction("validation", validation)
+    check_fraction("test", test)
+    used = tasks_in_use(dataset, only_tasks)
+    check_targets(dataset.train.everything(), list(used.values()), f"{dataset.name}, training table")
+    dealt = deal(dataset, clients, partition, used, seed)
+    count = dealt.clients
+    held = MODALITY_SETS.build(modalities.name, modalities.options, list(dataset.modalities), count, seed)
+    solved = TASK_SETS.build(tasks.name, tasks.options, list(used), count, seed)
+    pool = dataset.train.everything().only({name for names in set(held.sets) for name in names}, used)
+    modality_sets = reduced("modality", held, dealt, pool.present)
+    task_names = reduced("task", solved, dealt, pool.labelled)
+    usable = dealt.where(usable_of(pool, dealt, modality_sets, task_names))
+    check_trainable(usable, dealt, modality_sets, task_names)
+    check_held("modality", pool.modalities, modality_sets)
+    check_held("task", list(used), task_names)
+    splitter = Splitter(dataset, pool, used, modality_sets, task_names, seed)
+    kept, tested, test_pool = splitter.test(usable, test, str(partition.options.get("field", "")))
+    validating = splitter.cut(kept, validation, "validation")
+    names = client_names(pool, dealt, partition)
+    examples = (kept.sizes - np.bincount(kept.owner[validating], minlength=count)).tolist()
+    cards = {k: Card(k, names[k], modality_sets[k], task_names[k], examples[k]) for k in range(count)}
+    store = Store(cards, pool, kept, validating, test_pool, tested, held.skew)
+    return Federation(
+        {name: modality for name, modality in dataset.modalities.items() if name in pool.present},
+        used,
+        cards,
+        store.load,
+    )
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a held-out share outside 0 to below 1."""
+    if not 0 <= value < 1:
+        raise UserError(f"scenario: {name} is {value}, but must be at least 0 and below 1")
+
+
+def tasks_in_use(dataset: Dataset, only: Sequence[str] | None) -> dict[str, Task]:
+    """Return the tasks named, in the dataset's order (None: its classification and regression tasks)."""
+    if only is None:
+        found = {name: task for name, task in dataset.tasks.items() if task.kind != "generation"}
+    else:
+        for name in only:
+            if name not in dataset.tasks:
+                raise unknown("task", name, dataset.tasks, place=f"dataset {dataset.name}")
+        found = {name: task for name, task in dataset.tasks.items() if name in only}
+    if not found:
+        raise UserError(
+            f"dataset {dataset.name}: no task is in use; name at least one (generation tasks must be named)."
+            f" Choices: {', '.join(dataset.tasks)}"
+        )
+    return found
+
+
+def deal(dataset: Dataset, clients: int | None, partition: Chosen, used: Mapping[str, Task], seed: int) -> Parts:
+    """Deal the training table. Units that must not be torn apart are dealt whole, each as if it were one sample."""
+    pool = dataset.train.everything()
+    labels_from = {**used, **dataset.tasks}  # tasks in use first: the default label is that of the first
+    natural = "field" in partition.options
+    if dataset.unit is None or natural:
+        parts = Parts.of_lists(PARTITIONS.build(partition.name, partition.options, pool, labels_from, clients, seed))
+    else:
+        values, first, unit = np.unique(pool.field(dataset.unit).numpy(), return_index=True, return_inverse=True)
+        if clients is not None and clients > len(values):
+            raise UserError(
+                f"scenario: {clients} clients, but {dataset.name} has {len(values)} groups of the field"
+                f" {dataset.unit!r}, which stay together; use 1 to {len(values)} clients"
+            )
+        ones = pool.take(torch.from_numpy(first))
+        whole = Parts.of_lists(PARTITIONS.build(partition.name, partition.options, ones, labels_from, clients, seed))
+        owner = np.empty(len(values), dtype=np.int64)
+        owner[whole.positions] = whole.owner
+        parts = Parts.of_owners(np.arange(len(pool)), owner[unit.ravel()], whole.clients)
+    empty = np.flatnonzero(parts.sizes == 0)
+    if len(empty):
+        raise UserError(
+            f"client {empty[0]} gets no samples from the partition {partition.name!r} ({len(empty)} of {parts.clients}"
+            " clients are empty); raise 'minimum' or use fewer clients"
+        )
+    return parts
+
+
+def reduced(kind: str, holdings: Holdings, parts: Parts, masks: Mapping[str, torch.Tensor]) -> list[Names]:
+    """Take from each client's set what none of its samples has; an error if the user listed the sets."""
+    names = list(masks)
+    wanted = table_of(holdings.sets, names)
+    has = np.stack([parts.owning(masks[name].numpy()[parts.positions]) for name in names], axis=1)
+    lacking = np.argwhere(wanted & ~has)
+    if holdings.explicit and len(lacking):
+        client, name = lacking[0]
+        raise UserError(
+            f"client {client} should hold the {kind} {names[name]!r}, but none of its {parts.sizes[client]} samples"
+            " has it"
+        )
+    return sets_of(wanted & has, names)
+
+
+def usable_of(pool: Samples, parts: Parts, modality_sets: Sequence[Names], sets: Sequence[Names]) -> BoolArray:
+    """Mark the samples of which their client holds a modality and a task's target, (samples,)."""
+    usable = np.ones(len(parts.positions), dtype=bool)
+    for held, masks in ((modality_sets, pool.present), (sets, pool.labelled)):
+        table = table_of(held, list(masks))
+        found = np.zeros_like(usable)
+        for column, mask in enumerate(masks.values()):
+            found |= table[parts.owner, column] & mask.numpy()[parts.positions]
+        usable &= found
+    return usable
+
+
+def check_trainable(usable: Parts, dealt: Parts, modality_sets: Sequence[Names], sets: Sequence[Names]) -> None:
+    """Refuse a client none of whose samples has one of its modalities and one of its tasks."""
+    idle = np.flatnonzero(usable.sizes == 0)
+    if len(idle):
+        k = int(idle[0])
+        raise UserError(
+            f"client {k} has nothing to train on: none of its {dealt.sizes[k]} samples has one of its modalities"
+            f" ({', '.join(modality_sets[k]) or 'none'}) and a target of one of its tasks"
+            f" ({', '.join(sets[k]) or 'none'})"
+        )
+
+
+def check_held(kind: str, names: Sequence[str], sets: Sequence[Names]) -> None:
+    """Refuse a modality or task that no client has samples of."""
+    held = {name for names_held in set(sets) for name in names_held}
+    orphans = [name for name in names if name not in held]
+    if orphans:
+        raise nobody_holds(kind, orphans)
+
+
+def client_names(pool: Samples, parts: Parts, partition: Chosen) -> list[str]:
+    """Name the clients: "client 3", or "subject 7" where a client is one group of a field."""
+    names = [f"client {k}" for k in range(parts.clients)]
+    field = partition.options.get("field")
+    if field is None:
+        return names
+    values = pool.field(str(field)).numpy()[parts.positions]
+    lowest = np.minimum.reduceat(values, parts.offsets[:-1])
+    highest = np.maximum.reduceat(values, parts.offsets[:-1])
+    return [f"{field} {low}" if low == high else name for low, high, name in zip(lowest, highest, names, strict=True)]
+
+
+class Splitter:
+    """Cuts the clients' samples, each client stratified by the labels of its own tasks."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        pool: Samples,
+        tasks: Mapping[str, Task],
+        modality_sets: Sequence[Names],
+        sets: Sequence[Names],
+        seed: int,
+    ) -> None:
+        self.dataset, self.pool, self.tasks = dataset, pool, tasks
+        self.modality_sets, self.sets, self.seed = modality_sets, sets, seed
+
+    def test(self, parts: Parts, fraction: float, field: str) -> tuple[Parts, Parts, Samples]:
+        """Return what the clients keep, their test samples, and the samples which the latter are positions of."""
+        if self.dataset.test is None:
+            testing = self.cut(parts, fraction, "test")
+            return parts.where(~testing), parts.where(testing), self.pool
+        table = self.dataset.test.everything()
+        check_targets(table, list(self.tasks.values()), f"{self.dataset.name}, test table")
+        test = table.only(self.pool.modalities, self.tasks)
+        dealt = deal_by_field(parts, self.pool, test, field)
+        if dealt is None:
+            dealt = deal_by_labels(parts, self.pool, test, self.tasks, self.sets, self.seed)
+        return parts, dealt.where(usable_of(test, dealt, self.modality_sets, self.sets)), test
+
+    def cut(self, parts: Parts, fraction: float, purpose: str) -> BoolArray:
+        """Choose a share of each client's samples, (samples,)."""
+        generator = numpy_generator(self.seed, "split", purpose)
+        unit = self.dataset.unit
+        units = None if unit is None else self.pool.field(unit).numpy()[parts.positions]
+        return cut(parts, self._strata(parts), fraction, generator, units)
+
+    def _strata(self, parts: Parts) -> IntArray:
+        found = np.empty(len(parts.positions), dtype=np.int64)
+        numbers = {held: number for number, held in enumerate(sorted(set(self.sets)))}
+        number_of_client = np.array([numbers[held] for held in self.sets])
+        for held, tasks in task_sets(self.sets, self.tasks).items():
+            mine = number_of_client[parts.owner] == numbers[held]
+            found[mine] = strata(self.pool, tasks)[parts.positions[mine]]
+        return found

@@ -1,0 +1,133 @@
+"""From an experiment to the things it names: dataset, federation, model, method, engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyfed.config import Experiment
+from polyfed.data.catalog import DATASETS
+from polyfed.data.dataset import Dataset
+from polyfed.data.source import data_root
+from polyfed.engine.loop import Loop, Plan, with_components
+from polyfed.engine.records import Observer
+from polyfed.engine.simulator import Deliver, Screening, untouched
+from polyfed.errors import UserError
+from polyfed.method.averaging import Context
+from polyfed.method.catalog import METHODS, POOLED
+from polyfed.method.protocol import Method
+from polyfed.method.select import SELECTORS
+from polyfed.model.architecture import Architecture
+from polyfed.model.catalog import MODELS
+from polyfed.registry import Chosen
+from polyfed.scenario.build import build, fingerprint
+from polyfed.scenario.federation import Federation
+
+
+@dataclass(frozen=True)
+class World:
+    """What an experiment describes, built. ``federation`` has component names on its cards."""
+
+    experiment: Experiment
+    federation: Federation
+    architecture: Architecture
+    method: Method[Any]
+
+    def loop(
+        self,
+        folder: Path | None = None,
+        observers: Sequence[Observer] = (),
+        deliver: Deliver = untouched,
+    ) -> Loop:
+        """Return the training loop; ``folder`` None keeps everything in memory."""
+        engine = self.experiment.engine
+        plan = Plan(
+            rounds=self.experiment.rounds,
+            seed=self.experiment.seed,
+            evaluate_every=engine.evaluate_every,
+            checkpoint_every=engine.checkpoint_every,
+            target=engine.target,
+            patience=engine.patience,
+            screening=Screening(engine.quorum, engine.largest_growth),
+        )
+        return Loop(
+            self.method,
+            self.federation,
+            self.architecture,
+            plan,
+            folder=folder,
+            identity=identity(self.experiment, self.federation) if folder else None,
+            observers=observers,
+            device=device_of(engine.device),
+            deliver=deliver,
+        )
+
+
+def build_world(experiment: Experiment) -> World:
+    """Build everything an experiment names."""
+    scenario = experiment.scenario
+    federation = build(
+        dataset_of(experiment),
+        clients=scenario.clients,
+        partition=scenario.partition,
+        modalities=scenario.modalities,
+        tasks=scenario.tasks,
+        validation=scenario.validation,
+        test=scenario.test,
+        only_tasks=experiment.data_tasks,
+        seed=experiment.seed,
+    )
+    if experiment.method.name in POOLED:
+        federation = federation.pooled()
+    architecture: Architecture = MODELS.build(
+        experiment.model.name, experiment.model.options, federation.modalities, federation.tasks
+    )
+    select = experiment.select if federation.members is None else Chosen("all")
+    context = Context(
+        experiment.train,
+        architecture.components,
+        SELECTORS.build(select.name, select.options),
+        federation.tasks,
+    )
+    method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
+    return World(experiment, with_components(federation, architecture), architecture, method)
+
+
+def dataset_of(experiment: Experiment) -> Dataset:
+    """Load the experiment's dataset; the last one used stays in memory for the next run."""
+    options = json.dumps(dict(experiment.data.options), sort_keys=True)
+    return _dataset(experiment.data.name, options, experiment.data_root)
+
+
+@lru_cache(maxsize=1)
+def _dataset(name: str, options: str, root: str | None) -> Dataset:
+    dataset: Dataset = DATASETS.build(name, json.loads(options), data_root(root))
+    return dataset
+
+
+def identity(experiment: Experiment, federation: Federation) -> dict[str, str]:
+    """Return what makes a run this run: a checkpoint that differs in any of it belongs to another."""
+    parts = {key: experiment.resolved[key] for key in ("seed", "scenario", "model", "method", "select", "train")}
+    digests = {key: _digest(value) for key, value in parts.items()}
+    return {**digests, "data": fingerprint(federation.members or federation)}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is a GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine.device: 'cuda', but torch finds no GPU here; choose auto or cpu")
+    return torch.device(name)
+
