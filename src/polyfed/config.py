@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 import polyfed
 from polyfed.data.catalog import DATASETS
@@ -62,6 +62,10 @@ class EngineSection(Options):
     patience: Annotated[
         int | None, Field(ge=1, description="stop after so many evaluations without a better validation score")
     ] = None
+
+
+class _Defaulted(Options):
+    model_config = ConfigDict(validate_default=True)
 
 
 @dataclass(frozen=True)
@@ -120,26 +124,25 @@ def _choice(registry: Registry[Any], **extra: Any) -> Any:
         models = [create_model(f"{model.__name__}_section", __base__=model, **extra) for model in models]
     if len(models) == 1:
         return models[0]
-    return Annotated[Union[tuple(models)], Field(discriminator="name")]
+    return Annotated[Union[tuple(models)], Field(discriminator="name")]  # noqa: UP007 - the members are known at run time only
 
 
 def schema() -> type[BaseModel]:
     """Return the pydantic model of an experiment file, with everything registered up to now."""
     root = Annotated[str | None, Field(description="folder of downloaded sets; default: the variable POLYFED_DATA")]
     tasks = Annotated[list[str] | None, Field(description="tasks to use; default: all but generation tasks")]
-    scenario = create_model(
-        "Scenario",
-        __base__=Options,
-        clients=(
+    scenario_fields: dict[str, Any] = {
+        "clients": (
             Annotated[int | None, Field(ge=1, description="number of clients; null: one per group of the field")],
             10,
         ),
-        partition=(_choice(PARTITIONS), {"name": "iid"}),
-        modalities=(_choice(MODALITY_SETS), {"name": "all"}),
-        tasks=(_choice(TASK_SETS), {"name": "all"}),
-        validation=(Annotated[Share, Field(description="share of a client's samples kept for validation")], 0.1),
-        test=(Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
-    )
+        "partition": (_choice(PARTITIONS), {"name": "iid"}),
+        "modalities": (_choice(MODALITY_SETS), {"name": "all"}),
+        "tasks": (_choice(TASK_SETS), {"name": "all"}),
+        "validation": (Annotated[Share, Field(description="share of a client's samples kept for validation")], 0.1),
+        "test": (Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
+    }
+    scenario = create_model("Scenario", __base__=_Defaulted, **scenario_fields)
     fields: dict[str, Any] = {
         "version": (Annotated[Literal[1], Field(description="version of this format")], VERSION),
         "name": (Annotated[str, Field(min_length=1, max_length=200, description="shown in reports")], "experiment"),
@@ -159,7 +162,8 @@ def schema() -> type[BaseModel]:
         ),
         "resolved_with": (Annotated[dict[str, str] | None, Field(description="versions; written by polyfed")], None),
     }
-    return create_model("Experiment", __base__=Options, **fields)
+    # Defaults are checked like given values, so that they become the typed sections they stand for.
+    return create_model("Experiment", __base__=_Defaulted, **fields)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -358,4 +362,3 @@ def _import(plugin: str) -> None:
     except Exception:
         del sys.modules[name]
         raise
-

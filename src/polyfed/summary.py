@@ -85,7 +85,7 @@ def described(card: Card, metrics: Mapping[str, Mapping[str, float]]) -> dict[st
 def by_task(
     federation: Federation, metrics: Mapping[int, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, dict[str, Any]]:
-    """Return, for each task and metric, mean and standard deviation over clients and the mean of each modality group."""
+    """Return, by task and metric, mean and standard deviation over clients and the mean of each modality group."""
     found: dict[str, dict[str, Any]] = {}
     for task in federation.tasks:
         names = sorted({name for held in metrics.values() for name in held.get(task, {})})

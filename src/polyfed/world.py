@@ -27,8 +27,9 @@ from polyfed.method.select import SELECTORS
 from polyfed.model.architecture import Architecture
 from polyfed.model.catalog import MODELS
 from polyfed.registry import Chosen
-from polyfed.scenario.build import build, fingerprint
+from polyfed.scenario.build import build
 from polyfed.scenario.federation import Federation
+from polyfed.scenario.store import fingerprint
 
 
 @dataclass(frozen=True)
@@ -130,4 +131,3 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device: 'cuda', but torch finds no GPU here; choose auto or cpu")
     return torch.device(name)
-

@@ -23,7 +23,8 @@ def read_npz(path: Path, kinds: Mapping[str, str]) -> dict[str, Array]:
     one of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream:  # opened here, because numpy leaves a damaged file open
+            arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: is a single array, not an .npz file")
             missing = sorted(set(kinds) - set(arrays.files))

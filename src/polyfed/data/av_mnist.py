@@ -67,6 +67,7 @@ def av_mnist(
         tasks=tasks,
         train=_table(parts[0], chosen, basis, read, speech, False, seed),
         test=_table(parts[1], torch.arange(len(parts[1].labels)), basis, read, speech, True, seed),
+        field_labels={"speaker": read.speaker_names},
     )
 
 

@@ -31,6 +31,7 @@ class Recordings(NamedTuple):
     audio_label: Tensor
     audio_test: Tensor
     audio_voice: Tensor
+    voice_names: tuple[str, ...]
 
 
 def avdigits(
@@ -68,6 +69,7 @@ def avdigits(
         },
         train=tables[0],
         test=tables[1],
+        field_labels={"voice": held.voice_names},
     )
 
 
@@ -75,9 +77,10 @@ def avdigits(
 def recordings() -> Recordings:
     """Read the embedded arrays, once per process."""
     with (files("polyfed.data") / "avdigits.npz").open("rb") as stream, np.load(stream) as arrays:
-        read = {name: torch.from_numpy(arrays[name]) for name in Recordings._fields}
+        read = {name: torch.from_numpy(arrays[name]) for name in Recordings._fields if name != "voice_names"}
+        voices = tuple(str(name) for name in arrays["voice_names"])
     read["image"], read["audio"] = read["image"].unsqueeze(1), read["audio"].unsqueeze(1)
-    return Recordings(**read)
+    return Recordings(**read, voice_names=voices)
 
 
 def paired(held: Recordings, test: bool, pairs_per_image: int, seed: int) -> Table:

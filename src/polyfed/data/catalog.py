@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from polyfed.data.av_mnist import av_mnist
 from polyfed.data.avdigits import avdigits
+from polyfed.data.cg_mnist import cg_mnist
 from polyfed.data.dataset import Dataset
+from polyfed.data.folder import folder
 from polyfed.data.fsdd import fsdd
 from polyfed.data.mnist import fashion_mnist, mnist
+from polyfed.data.multi_fmnist import multi_fmnist
 from polyfed.data.uci_har import uci_har
 from polyfed.registry import Registry
 
@@ -16,3 +20,7 @@ DATASETS.add("mnist", mnist)
 DATASETS.add("fashion-mnist", fashion_mnist)
 DATASETS.add("fsdd", fsdd)
 DATASETS.add("uci-har", uci_har)
+DATASETS.add("av-mnist", av_mnist)
+DATASETS.add("cg-mnist", cg_mnist)
+DATASETS.add("multi-fmnist", multi_fmnist)
+DATASETS.add("folder", folder)

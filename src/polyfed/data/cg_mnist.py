@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -101,14 +102,13 @@ class PaintedColumn:
         spread = torch.tensor(self.deviation)
         scale, shift = self.colour.index_select(0, rows) / 255 / spread, torch.tensor(self.mean) / spread
         strokes = self.gray.index_select(0, rows).to(torch.float32).unsqueeze(1)
-        painted: Tensor = (strokes * scale[:, :, None, None]).sub_(shift[:, None, None])
-        return painted
+        return torch.addcmul(-shift[:, None, None], strokes, scale[:, :, None, None])
 
 
 def around(mean: Tensor, variance: float, key: tuple[rng.Key, ...]) -> Tensor:
     """Draw a colour around each mean (N, 3), clipped to [0, 1]."""
     noise = torch.randn(mean.shape, generator=rng.torch_generator(*key))
-    return (mean + variance**0.5 * noise).clamp_(0, 1)
+    return (mean + math.sqrt(variance) * noise).clamp_(0, 1)
 
 
 def _table(part: ImageArrays, rows: Tensor | None, means: Tensor, colour: Tensor) -> Table:

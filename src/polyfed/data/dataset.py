@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyfed.data.samples import Table
@@ -16,6 +16,7 @@ class Dataset:
 
     ``test`` is the official test split; None means that each client's test part is cut from its own samples.
     ``unit`` names the field whose groups must not be torn apart by a split (overlapping windows of one bout).
+    ``field_labels`` names the values 0, 1, ... of a field where they have names (speakers, hospitals).
     """
 
     name: str
@@ -24,6 +25,7 @@ class Dataset:
     train: Table
     test: Table | None = None
     unit: str | None = None
+    field_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 # The folder of downloaded sets; None when the user has not named one (a set inside the package needs none).

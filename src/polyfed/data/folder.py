@@ -35,7 +35,7 @@ def folder(
     if not place.is_dir():
         raise UserError(f"dataset folder: path {path!r} is not a folder that exists")
     description, sheet = read_description(place / "dataset.yaml"), read_sheet(place)
-    table, _ = read_table(sheet, description)
+    table, field_labels = read_table(sheet, description)
     train, test = split_rows(sheet)
     return Dataset(
         name=description.name or place.resolve().name,
@@ -44,6 +44,7 @@ def folder(
         train=table if test is None else rows_of(table, train),
         test=None if test is None else rows_of(table, test),
         unit=description.unit,
+        field_labels=field_labels,
     )
 
 

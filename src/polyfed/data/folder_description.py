@@ -26,14 +26,19 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModalityPart(Part):
+class Entry(Part):
+    """What modalities and tasks have in common: where the values come from."""
+
+    array: Annotated[str | None, Field(description="one .npy array for all rows, instead of a column")] = None
+    seconds: Annotated[PositiveFloat, Field(description="length a .wav file is cut or padded to")] = 1.0
+
+
+class ModalityPart(Entry):
     """One entry of ``modalities``."""
 
     kind: ModalityKind
     shape: Shape
     vocabulary: Annotated[int, Field(ge=0, description="number of token ids (kind tokens)")] = 0
-    array: Annotated[str | None, Field(description="one .npy array for all rows, instead of a column of files")] = None
-    seconds: Annotated[PositiveFloat, Field(description="length a .wav file is cut or padded to")] = 1.0
 
     @model_validator(mode="after")
     def _agree(self) -> ModalityPart:
@@ -50,15 +55,13 @@ class ModalityPart(Part):
         return Modality(name, self.kind, self.shape, self.vocabulary)
 
 
-class TaskPart(Part):
+class TaskPart(Entry):
     """One entry of ``tasks``."""
 
     kind: TaskKind
     classes: Annotated[int | None, Field(ge=2, description="number of classes; cells hold 0, 1, ...")] = None
     labels: Annotated[tuple[str, ...] | None, Field(description="names of the classes; cells hold a name")] = None
     shape: Shape = ()
-    array: Annotated[str | None, Field(description="one .npy array for all rows, instead of a column")] = None
-    seconds: Annotated[PositiveFloat, Field(description="length a .wav file is cut or padded to")] = 1.0
 
     @model_validator(mode="after")
     def _agree(self) -> TaskPart:
@@ -88,6 +91,11 @@ class Description(Part):
     fields: Annotated[tuple[str, ...] | None, Field(description="further columns; default: every other column")] = None
     unit: Annotated[str | None, Field(description="field whose groups a split must not tear apart")] = None
 
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Modalities and tasks together."""
+        return {**self.modalities, **self.tasks}
+
     @model_validator(mode="after")
     def _names(self) -> Description:
         names = [*self.modalities, *self.tasks, *(self.fields or ())]
@@ -95,12 +103,16 @@ class Description(Part):
         if twice:
             raise ValueError(f"a name may be used once only; used twice: {', '.join(twice)}")
         for name in names:
-            if not NAME.fullmatch(name) or name == SPLIT:
-                raise ValueError(
-                    f"{name!r} cannot be a name: use letters, digits, '_' and '-', beginning with a letter "
-                    f"({SPLIT!r} is reserved)"
-                )
+            check_name(name)
         return self
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that a modality, task or field cannot have."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a name: use letters, digits, '_' and '-', beginning with a letter")
+    if name == SPLIT:
+        raise ValueError(f"{SPLIT!r} cannot be a name: it is the column that divides training from test samples")
 
 
 class _UniqueKeys(yaml.SafeLoader):

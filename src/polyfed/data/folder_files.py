@@ -20,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel: converting them would cut the values off
+WAV_HEADER = 44  # bytes, at the least
 WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.008
 
 
@@ -37,12 +38,13 @@ class Expected:
 
     def tensor(self, array: Array, place: str) -> Tensor:
         """Convert one value or many (rows first); bytes of images and spectrograms become 0..1. Checks the values."""
-        values = torch.from_numpy(np.ascontiguousarray(array))
         if self.classes:
-            if bool((values < 0).any() | (values >= self.classes).any()):
-                raise UserError(f"{place}: holds {int(values.min())}..{int(values.max())}, not 0..{self.classes - 1}")
-            return values.to(torch.int64)
-        values = values.to(torch.float32)
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= self.classes:
+                raise UserError(f"{place}: holds {low} to {high}. Choices: 0 to {self.classes - 1}")
+            return torch.from_numpy(array.astype(np.int64))
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+            values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         if not bool(values.isfinite().all()):
             raise UserError(f"{place}: holds NaN or an infinite value")
         return values / 255 if array.dtype == np.uint8 and len(self.shape) == 3 else values
@@ -120,7 +122,7 @@ def read_image(path: Path, expected: Expected) -> Tensor:
     check_image(path, expected)
     with opened_image(path) as image:
         try:
-            pixels = np.asarray(image.convert(IMAGE_MODES[expected.shape[0]]))
+            pixels = np.array(image.convert(IMAGE_MODES[expected.shape[0]]))
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{path}: is not a whole image: {error}") from error
     return expected.tensor(pixels.reshape(*expected.shape[1:], -1).transpose(2, 0, 1), str(path))
@@ -133,7 +135,7 @@ def check_wav(path: Path, expected: Expected) -> None:
             channels, frames, bytes_each = sound.getnchannels(), sound.getnframes(), sound.getsampwidth()
     except (OSError, EOFError, wave.Error) as error:
         raise UserError(f"{path}: is not a readable .wav file: {error}") from error
-    if bytes_each != 2 or frames == 0 or path.stat().st_size < 2 * channels * frames:
+    if bytes_each != 2 or frames == 0 or path.stat().st_size < WAV_HEADER + 2 * channels * frames:
         raise UserError(f"{path}: must be a whole .wav file of 16-bit samples")
     if expected.classes or len(expected.shape) not in (2, 3) or (len(expected.shape) == 3 and expected.shape[0] != 1):
         raise UserError(f"{path}: a sound file cannot have the shape {list(expected.shape)} of dataset.yaml")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from polyfed.data.columns import Column, LoadedColumn, TensorColumn
-from polyfed.data.folder_description import NAME, SPLIT, Description, ModalityPart, TaskPart
-from polyfed.data.folder_files import Array, Expected, check_file, open_array, read_file
+from polyfed.data.folder_columns import ArrayColumn, FileLoader, inside
+from polyfed.data.folder_description import SPLIT, Description, ModalityPart, TaskPart, check_name
+from polyfed.data.folder_files import Expected, check_file, open_array
 from polyfed.data.samples import Table
 from polyfed.errors import UserError, unknown
 
@@ -82,30 +83,32 @@ def read_sheet(root: Path) -> Sheet:
 
 def field_names(sheet: Sheet, description: Description) -> tuple[str, ...]:
     """Return the columns that are fields. Raises UserError for a column that is not known, lacking, or misnamed."""
-    parts = {**description.modalities, **description.tasks}
-    for name, part in parts.items():
-        if (part.array is None) != (name in sheet.columns):
+    entries, source = description.entries, sheet.root / "dataset.yaml"
+    for name, entry in entries.items():
+        if (entry.array is None) != (name in sheet.columns):
             problem = (
-                "needs a column of this name or an 'array'" if part.array is None else "has an 'array' and a column"
+                "needs a column of this name or an 'array'" if entry.array is None else "has an 'array' and a column"
             )
-            raise UserError(f"{sheet.path}: {name!r} of dataset.yaml {problem}; columns are {', '.join(sheet.columns)}")
-    others = tuple(name for name in sheet.columns if name not in parts and name != SPLIT)
-    if description.fields is not None:
-        known = [*parts, *description.fields, SPLIT]
-        for name in others:
-            if name not in description.fields:
-                raise unknown("column", name, known, place=str(sheet.path))
-        for name in description.fields:
-            if name not in others:
-                raise unknown("field", name, others, place=f"{sheet.root / 'dataset.yaml'}, fields")
+            raise UserError(f"{sheet.path}: {name!r} of dataset.yaml {problem}; columns: {', '.join(sheet.columns)}")
+    others = tuple(name for name in sheet.columns if name not in entries and name != SPLIT)
+    known = others if description.fields is None else description.fields
+    for name in known:
+        require(name in others, "field", name, others, f"{source}, fields")
     for name in others:
-        if not NAME.fullmatch(name):
-            raise UserError(
-                f"{sheet.path}: {name!r} cannot be a column name: use letters, digits, '_' and '-', beginning with a letter"
-            )
-    if description.unit is not None and description.unit not in others:
-        raise unknown("field", description.unit, others, place=f"{sheet.root / 'dataset.yaml'}, unit")
+        require(name in known, "column", name, [*entries, *known, SPLIT], str(sheet.path))
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UserError(f"{sheet.path}: column {error}") from None
+    if description.unit is not None:
+        require(description.unit in others, "field", description.unit, others, f"{source}, unit")
     return others
+
+
+def require(known: bool, kind: str, name: str, choices: Iterable[str], place: str) -> None:
+    """Raise UserError listing the choices unless the name is known."""
+    if not known:
+        raise unknown(kind, name, choices, place=place)
 
 
 def read_table(sheet: Sheet, description: Description) -> tuple[Table, dict[str, tuple[str, ...]]]:
@@ -159,7 +162,10 @@ def read_task(sheet: Sheet, name: str, part: TaskPart) -> Filled:
     """Read the column or array of a task."""
     expected = Expected(part.shape, part.task(name).classes, part.seconds)
     if part.array is not None:
-        return read_array(sheet, name, part.array, expected)
+        column, there = read_array(sheet, name, part.array, expected)
+        if part.kind == "classification":  # read now, so that a class out of range is found at once
+            column = TensorColumn(column.gather(torch.arange(len(column))))
+        return Filled(column, there)
     if part.kind == "generation":
         return read_files(sheet, name, expected)
     if part.kind == "classification":
@@ -205,66 +211,9 @@ def read_array(sheet: Sheet, name: str, file: str, expected: Expected) -> Filled
     return Filled(ArrayColumn(array, path, expected), torch.ones(len(sheet.rows), dtype=torch.bool))
 
 
-@dataclass(frozen=True)
-class FileLoader:
-    """Reads the file of a row; zeros where the row names none."""
-
-    files: Sequence[Path | None]
-    expected: Expected
-
-    def __call__(self, row: int) -> Tensor:
-        file = self.files[row]
-        if file is None:
-            return torch.zeros(self.expected.shape, dtype=torch.int64 if self.expected.classes else torch.float32)
-        return read_file(file, self.expected)
-
-
-@dataclass(frozen=True)
-class ArrayColumn:
-    """Rows of a memory-mapped array, checked as they are read."""
-
-    array: Array
-    path: Path
-    expected: Expected
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self.expected.shape
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Read the named rows, in file order for the disk's sake. Raises UserError naming a row with bad values."""
-        order = torch.argsort(rows, stable=True)
-        read = self.array[rows[order].numpy()]
-        try:
-            values = self.expected.tensor(read, str(self.path))
-        except UserError:
-            for row, value in zip(rows[order].tolist(), read, strict=True):
-                self.expected.tensor(value, f"{self.path}, row {row}")  # raises at the row at fault
-            raise
-        return torch.empty_like(values).index_copy_(0, order, values)
-
-
 def filled_cells(sheet: Sheet, name: str) -> Tensor:
     """Return which rows have something in a column."""
     return torch.tensor([bool(cell) for cell in sheet.cells(name)])
-
-
-def inside(root: Path, file: str, place: str) -> Path:
-    """Return the path of a file of the folder. Raises UserError when it is missing or lies outside the folder."""
-    try:
-        path = (root / file).resolve()
-        there = path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{place}: {file!r} is not a file name: {error}") from error
-    if not path.is_relative_to(root.resolve()):
-        raise UserError(f"{place}: {file!r} lies outside the folder {root}")
-    if not there:
-        raise UserError(f"{place}: there is no file {file!r} in {root}")
-    return root / file
 
 
 def whole(text: str) -> int | None:

@@ -35,7 +35,8 @@ class Layout:
     files: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        return " and ".join(" or ".join(names) for names in self.files)
+        more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
+        return " or ".join(self.files[0]) + more
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Checkpoints:
     def latest(self, state_type: type[S]) -> Saved[S] | None:
         """Read the newest whole checkpoint, None if there is none.
 
-        A damaged one is passed over for the one before it; if all are damaged, or one is of another run, that is an error.
+        A damaged one is passed over for the one before it; all damaged, or one of another run, is an error.
         """
         problems = []
         for path in sorted(self.folder.glob("round-*"), reverse=True):

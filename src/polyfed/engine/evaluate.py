@@ -70,7 +70,7 @@ def tally(
     model.load(parameters)
     model.module.eval()
     sums: dict[str, Sums] = {name: {} for name in samples.tasks}
-    for positions in torch.arange(len(samples)).split(MEASURE_BATCH):
+    for positions in torch.split(torch.arange(len(samples)), MEASURE_BATCH):
         batch = trainer.batch(samples, positions, frozenset(card.modalities))
         outputs = model(batch)
         for name, prediction in outputs.predictions.items():

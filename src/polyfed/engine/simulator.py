@@ -28,8 +28,8 @@ def untouched(round_number: int, client: ClientId, reply: Any) -> Any:
 class Screening:
     """When a reply is refused and when a round fails.
 
-    ``quorum`` is the share of the clients asked whose replies must be sound; ``largest_growth`` limits how much the norm
-    of a component may grow in one exchange.
+    ``quorum`` is the share of the clients asked whose replies must be sound; ``largest_growth`` limits how much the
+    norm of a component may grow in one exchange.
     """
 
     quorum: float = 0.5

@@ -92,11 +92,9 @@ class Trainer:
         components = self.components(card, request.active)
         model = self.model(components)
         model.load(request.start)
-        moving = [
+        for name, parameter in model.parameters.items():
             parameter.requires_grad_(request.trains is None or component_of(name, components) in request.trains)
-            for name, parameter in model.parameters.items()
-        ]
-        moving = [parameter for parameter in moving if parameter.requires_grad]
+        moving = [parameter for parameter in model.parameters.values() if parameter.requires_grad]
         model.module.train()
         with seeded(*key, "module"):
             steps, numbers = self._descend(model, moving, request, key)
@@ -130,7 +128,7 @@ class Trainer:
         model.module.eval()
         extra = self._moved(request.extra)
         logged = LoggedMeans()
-        for positions in torch.arange(len(request.data)).split(MEASURE_BATCH):
+        for positions in torch.split(torch.arange(len(request.data)), MEASURE_BATCH):
             loss, scalars = request.objective(model, self.batch(request.data, positions, request.active), extra)
             logged.add({"loss": loss, **scalars}, len(positions))
         return logged.means()
@@ -169,6 +167,6 @@ class LoggedMeans:
 
 
 def batches(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> list[Tensor]:
-    """Return positions of every mini-batch: a fresh permutation per epoch; the last batch of an epoch may be smaller."""
+    """Return positions of every mini-batch: a new permutation per epoch, whose last batch may be smaller."""
     generator = torch_generator(*key, "batches")
-    return [part for _ in range(epochs) for part in torch.randperm(count, generator=generator).split(size)]
+    return [part for _ in range(epochs) for part in torch.split(torch.randperm(count, generator=generator), size)]

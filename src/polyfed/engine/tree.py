@@ -65,7 +65,7 @@ def unpack(hint: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str 
 
 def _tensor(skeleton: Json, tensors: Mapping[str, Tensor], place: str) -> Tensor:
     name = skeleton.get("tensor") if isinstance(skeleton, dict) else None
-    if name not in tensors:
+    if not isinstance(name, str) or name not in tensors:
         raise UserError(f"{place}: tensor {name!r} is not in the file")
     return tensors[name]
 

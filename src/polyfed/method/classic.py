@@ -90,7 +90,7 @@ def fedadagrad(
 
 
 def multi_fedavg(context: Context, *, alpha: Positive = 1.0) -> Averaging:
-    """Multi-FedAvg (after Zhao et al., 2021): owners' average in which clients with several modalities count alpha-fold.
+    """Multi-FedAvg (after Zhao et al., 2021): owners' average; clients with several modalities count alpha-fold.
 
     w = sum_i a_i n_i w_i / sum_i a_i n_i over the owners, a_i = alpha for clients with two or more modalities, else 1.
     With alpha = 1, the default, it is FedAvg with ``missing: renormalise``.

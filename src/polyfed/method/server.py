@@ -1,7 +1,7 @@
 """Server optimisers: what the server does with the average of the clients' models.
 
 The change ``D = average − current`` plays the part of a descent direction (Reddi et al., "Adaptive Federated
-Optimization", ICLR 2021, Algorithm 2). Tensors that nobody trained in a round stay as they are, and so does their memory.
+Optimization", ICLR 2021, Algorithm 2). Tensors that nobody trained in a round stay as they are, with their memory.
 """
 
 from __future__ import annotations

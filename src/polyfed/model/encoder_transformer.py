@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyfed.data.schema import Modality
-from polyfed.model.attention import Block, positions
+from polyfed.model.attention import Block, linear, positions
 from polyfed.model.encoders import Count, mean_of_tokens, project, require_fit
 
 Hidden = Annotated[int | None, Field(ge=1, description="width inside; by default that of the features")]
@@ -29,7 +29,7 @@ class PatchTransformer(nn.Module):
         self.patch = patch
         self.rows, self.columns = math.ceil(height / patch[0]), math.ceil(breadth / patch[1])
         self.padding = (0, self.columns * patch[1] - breadth, 0, self.rows * patch[0] - height)
-        self.embed = nn.Linear(channels * patch[0] * patch[1], hidden)
+        self.embed = linear(channels * patch[0] * patch[1], hidden)
         self.positions = positions(self.rows * self.columns, hidden)
         self.layers = nn.ModuleList()
         self.norm = nn.LayerNorm(hidden)

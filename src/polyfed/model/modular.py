@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from polyfed.data.samples import Batch
@@ -73,8 +75,7 @@ class Modular:
     def assemble(self, components: Collection[str]) -> nn.Module:
         """Build the model of these components, which must be what some modalities and tasks call for."""
         known(components, self.builders, "component", "model")
-        held = {kind: [name for name in map(named(kind), components) if name] for kind in ("encoder", "head")}
-        needed = self.components(held["encoder"], held["head"])
+        needed = self.components(held("encoder", components), held("head", components))
         if set(needed) != set(components):
             raise UserError(f"components {sorted(components)} make no model; with these encoders and heads: {needed}")
         with seeded(0, "assemble"):
@@ -90,9 +91,9 @@ class Modular:
         return values
 
 
-def named(kind: str) -> Callable[[str], str]:
-    """Return a function from a component's name to what follows ``kind.``, or "" for another kind."""
-    return lambda component: component.removeprefix(f"{kind}.") if component.startswith(f"{kind}.") else ""
+def held(kind: str, components: Collection[str]) -> list[str]:
+    """Names that follow ``<kind>.`` in these components."""
+    return [name.split(".", 1)[1] for name in components if name.startswith(f"{kind}.")]
 
 
 def known(names: Iterable[str], choices: Collection[str], kind: str, place: str) -> None:
@@ -146,7 +147,7 @@ def modular(
     modalities: Mapping[str, Modality],
     tasks: Mapping[str, Task],
     *,
-    width: int = 64,
+    width: Annotated[int, Field(ge=1, description="width of the features")] = 64,
     encoders: Mapping[str, Choice] = DEFAULTS,
     fusion: Choice = CONCAT,
     heads: Mapping[str, Choice] = DEFAULTS,

@@ -20,6 +20,7 @@ MANY_POINTS = 2000
 EXTREMES = 15
 """Of more clients than ``DUMBBELLS``, the table shows this many from either end."""
 
+
 def client_cards(run: RunData, palette: Palette) -> list[Card]:
     """Plot where every client ends on every task, beside the baseline where there is one."""
     cards = []

@@ -128,8 +128,9 @@ def _groups(run: RunData) -> str:
 def _scenario(run: RunData) -> str:
     kinds = {"partition": "samples", "modalities": "modalities", "tasks": "tasks"}
     found = [(noun, _with_options(run.setting("scenario", key))) for key, noun in kinds.items()]
-    parts = [f"{noun} by {text}" for noun, text in found if text]
-    return f"Who holds what was drawn up so: {listed(parts)}." if parts else ""
+    (first, *rest) = [(noun, text) for noun, text in found if text] or [("", "")]
+    parts = [f"{first[0].capitalize()} were dealt out by {first[1]}", *(f"{noun} by {text}" for noun, text in rest)]
+    return f"{', '.join(parts)}." if first[0] else ""
 
 
 def _with_options(part: Any) -> str:
@@ -150,7 +151,11 @@ def tiles(run: RunData) -> list[Tile]:
 
 def _task_tiles(run: RunData, task: str, metric: str) -> Iterator[Tile]:
     statistic = run.summary.tasks[task][metric]
-    spread = f"± {shown(metric, statistic.std)} between clients" if math.isfinite(statistic.std) and len(run.clients) > 1 else ""
+    spread = (
+        f"± {shown(metric, statistic.std)} between clients"
+        if math.isfinite(statistic.std) and len(run.clients) > 1
+        else ""
+    )
     better = ", lower is better" if lower_is_better(metric) else ""
     yield Tile(f"{short(task)}: {short(metric)}{better}", shown(metric, statistic.mean), spread)
     reference = run.baseline.tasks.get(task, {}).get(metric) if run.baseline else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, judged_tasks
 from polyfed.report.formats import label, lower_is_better, scaled, short, size, unit
@@ -13,7 +14,8 @@ from polyfed.report.records import RunData
 
 MANY_COMPONENTS = 15
 DASHES = {"test": "solid", "validation": "dot"}
-UP, DOWN = COLOURS[0], COLOURS[5]
+BASELINE = "the baseline"
+UP, DOWN = "#4B5F82", "#A7B4CC"
 
 
 def group_legend(palette: Palette, *, overall: bool = True) -> tuple[Chip, ...]:
@@ -30,11 +32,13 @@ def metric_cards(run: RunData, palette: Palette) -> list[Card]:
     cards = []
     for task, main in list(judged_tasks(run))[:MANY_TASKS]:
         found = {key.metric: None for key in run.history.evaluations if key.task == task}
-        plots = tuple(_metric_plot(run, task, metric, palette) for metric in sorted(found, key=lambda name: name != main))
+        plots = tuple(
+            _metric_plot(run, task, metric, palette) for metric in sorted(found, key=lambda name: name != main)
+        )
         splits = sorted({key.split for key in run.history.evaluations if key.task == task})
         if plots:
             title, text = f"{short(task)} over the rounds", "Mean over the clients of each modality group."
-            legend = group_legend(palette)
+            legend = group_legend(palette) + _baseline_chip(run, task, main)
             cards.append(Card(title, text, plots, legend, _rounds_note(run), tuple(splits) if len(splits) > 1 else ()))
     return cards
 
@@ -54,28 +58,31 @@ def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot
     return plot(short(metric), traces, {**layout, "hovermode": "x unified"})
 
 
-def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette) -> Iterator[object]:
+def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette) -> Iterator[Any]:
     task, metric, split = address
     dash = DASHES.get(split, "dash")
+    # markers only where the line is solid: two sets of dots could not be told apart
+    look = {"meta": {"split": split}, **({} if dash == "solid" else {"mode": "lines"})}
     for group, colour in palette.colours.items():
-        curve = run.history.metric(task, metric, split, lambda name, group=group: palette.entry(name) == group)
+        curve = run.history.metric(task, metric, split, palette.belongs(group))
         if curve.rounds:
             name = f"{label(group)}, {label(split)}"
             line = {"color": colour, "dash": dash, "width": 2}
-            yield _shown_curve(curve, metric, name=name, legendgroup=group, line=line, meta={"split": split})
+            yield _shown_curve(curve, metric, name=name, legendgroup=group, line=line, **look)
     if len(palette.colours) > 1:
         curve = run.history.metric(task, metric, split)
-        meta = {"split": split, **INK}
         name, line = f"all clients, {label(split)}", {"dash": dash, "width": 3}
-        yield _shown_curve(curve, metric, name=name, legendgroup="all", line=line, meta=meta)
+        yield _shown_curve(
+            curve, metric, name=name, legendgroup="all", line=line, **{**look, "meta": {"split": split, **INK}}
+        )
 
 
-def _shown_curve(curve: Curve, metric: str, **options: object) -> object:
+def _shown_curve(curve: Curve, metric: str, **options: Any) -> Any:
     values = tuple(scaled(metric, value) for value in curve.values)
     return curve_trace(Curve(curve.rounds, values), **options)
 
 
-def _baseline_trace(run: RunData, task: str, metric: str) -> list[object]:
+def _baseline_trace(run: RunData, task: str, metric: str) -> list[Any]:
     reference = run.baseline.tasks.get(task, {}).get(metric) if run.baseline else None
     rounds = [number for key, series in run.history.evaluations.items() if key.task == task for number in series]
     if run.baseline is None or reference is None or not rounds:
@@ -83,7 +90,13 @@ def _baseline_trace(run: RunData, task: str, metric: str) -> list[object]:
     ends = Curve((min(rounds), max(rounds)), (reference.mean, reference.mean))
     line = {"color": GREY, "dash": "longdash", "width": 2}
     name = f"{label(run.baseline.method)} at its end, all clients"
-    return [_shown_curve(ends, metric, name=name, line=line, marker={"opacity": 0})]
+    return [_shown_curve(ends, metric, name=name, legendgroup=BASELINE, line=line, mode="lines")]
+
+
+def _baseline_chip(run: RunData, task: str, metric: str) -> tuple[Chip, ...]:
+    if run.baseline is None or metric not in run.baseline.tasks.get(task, {}):
+        return ()
+    return (Chip(f"{short(run.baseline.method)} (dashed)", GREY, BASELINE),)
 
 
 # ------------------------------------------------------------------------------------------------ training loss
@@ -108,7 +121,7 @@ def training_card(run: RunData, palette: Palette) -> Card | None:
 def _loss_by_group(run: RunData, step: str, tab: str, palette: Palette) -> Plot:
     traces = []
     for group, colour in palette.colours.items():
-        curve = run.history.trained(step, "loss", lambda name, group=group: palette.entry(name) == group)
+        curve = run.history.trained(step, "loss", palette.belongs(group))
         if curve.rounds:
             line = {"color": colour, "width": 2}
             traces.append(curve_trace(curve, name=label(group), legendgroup=group, line=line))

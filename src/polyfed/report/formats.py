@@ -19,7 +19,7 @@ def lower_is_better(metric: str) -> bool:
 def main_metric(metrics: Iterable[str]) -> str | None:
     """Choose the metric a task is judged by: accuracy or mse, else the first that is not a loss, else the first."""
     names = list(metrics)
-    preferred = [name for name in ("accuracy", "mse") if name in names]
+    preferred = sorted(name for name in names if name in ("accuracy", "mse"))
     chosen = preferred or [name for name in names if not name.startswith("loss")] or names
     return chosen[0] if chosen else None
 

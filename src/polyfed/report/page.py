@@ -64,9 +64,13 @@ def _remarks(run: RunData, folded: int) -> list[str]:
     if run.summary.best:
         best = run.summary.best
         tasks = [(task, metric) for task, metric in judged_tasks(run) if metric in best.tasks.get(task, {})]
-        figures = [f"{short(task)} {short(metric)} {shown(metric, best.tasks[task][metric].mean)}" for task, metric in tasks]
+        figures = [
+            f"{short(task)} {short(metric)} {shown(metric, best.tasks[task][metric].mean)}" for task, metric in tasks
+        ]
         ending = f": {', '.join(figures[:MANY_TASKS])}" if figures else ""
-        remarks.append(f"Best round by the {short(best.split)} score: {best.round}{ending}. The tiles show the last round.")
+        remarks.append(
+            f"Best round by the {short(best.split)} score: {best.round}{ending}. The tiles show the last round."
+        )
     if run.summary.stopped:
         remarks.append(f"Stopped early: {short(run.summary.stopped, 200)}.")
     if not run.history.evaluations:
@@ -113,7 +117,11 @@ def render(template: str, content: dict[str, Any]) -> str:
 
     folder = Path(__file__).parent / "templates"
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(template).render(
         version=__version__,

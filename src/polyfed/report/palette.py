@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from polyfed.report.history import NO_REPLY
@@ -38,10 +38,13 @@ class Palette:
         """Return the name under which ``name`` is shown: itself or ``OTHER``."""
         return name if name in self.colours else OTHER
 
+    def belongs(self, shown: str) -> Callable[[str], bool]:
+        """Return the test whether a name is shown under ``shown``."""
+        return lambda name: self.entry(name) == shown
+
     def colour(self, name: str) -> str:
         """Return the colour of a name."""
         return self.colours[self.entry(name)]
-
 
 
 def group_palette(run: RunData) -> Palette:

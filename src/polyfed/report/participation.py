@@ -21,10 +21,10 @@ BLOCKS, SPANS = 80, 150
 """Most blocks of clients and spans of rounds that the map of shares shows."""
 
 
-
 def participation_card(run: RunData, palette: Palette) -> Card | None:
     """Map who took part in which round, coloured by the modalities used; None where nobody was asked."""
-    clients = sorted(run.clients, key=lambda client: (client.group, client.id))
+    order = {name: index for index, name in enumerate(palette.colours)}
+    clients = sorted(run.clients, key=lambda client: (order[palette.entry(client.group)], client.group, client.id))
     rounds = sorted({number for asked in run.history.active.values() for number in asked})
     if not clients or not rounds:
         return None
@@ -113,7 +113,9 @@ def _share_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[i
         customdata=[[text] * len(spans) for text in labels],
         hovertemplate="clients %{customdata}<br>from round %{x}: %{z:.1%}<extra></extra>",
     )
-    starts = [index for index, text in enumerate(labels) if index == 0 or _group_of(text) != _group_of(labels[index - 1])]
+    starts = [
+        index for index, text in enumerate(labels) if index == 0 or _group_of(text) != _group_of(labels[index - 1])
+    ]
     ticks = {"tickvals": starts, "ticktext": [_group_of(labels[index]) for index in starts]}
     yaxis = axis("", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks)
     layout = {"xaxis": {**rounds_axis(), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}

@@ -103,10 +103,11 @@ def curve_trace(curve: Curve, *, name: str, **options: Any) -> Any:
     from plotly import graph_objects
 
     shown = thinned(curve)
-    mode = "lines+markers" if len(shown) <= 30 else "lines"
-    return graph_objects.Scatter(
-        x=shown.rounds, y=[round(value, 6) for value in shown.values], mode=mode, name=name, **options
-    )
+    options.setdefault("mode", "lines+markers" if len(shown) <= 30 else "lines")
+    if len(shown) == 1:  # a line needs two points
+        options["mode"] = "markers"
+    options.setdefault("marker", {"size": 5})
+    return graph_objects.Scatter(x=shown.rounds, y=[round(value, 6) for value in shown.values], name=name, **options)
 
 
 def thinned(curve: Curve) -> Curve:

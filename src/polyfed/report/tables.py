@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
@@ -73,24 +74,22 @@ class ComparisonTable:
         """Headings of ``lines``."""
         return ("method", "seeds", *(column.heading for column in self.columns), "bytes", "time")
 
-    def lines(
-        self, *, bold: Callable[[str], str] = str, escape: Callable[[str], str] = str
-    ) -> list[tuple[str, ...]]:
-        """Return the cells as text, row by row; ``bold`` marks wins, ``escape`` guards names."""
+    def lines(self, *, bold: Callable[[str], str] = str, escape: Callable[[str], str] = str) -> list[tuple[str, ...]]:
+        """Return the cells as text, row by row; ``bold`` marks wins, ``escape`` guards names. Costs are means."""
         return [self._line(row, bold, escape) for row in self.rows]
 
     def _line(self, row: Row, bold: Callable[[str], str], escape: Callable[[str], str]) -> tuple[str, ...]:
         cells = []
         for column in self.columns:
             spread = row.cells.get(column)
-            text = "" if spread is None else spread.text(lambda value, name=column.metric: plain(name, value))
+            text = "" if spread is None else spread.text(partial(plain, column.metric))
             cells.append(bold(text) if column in row.wins else text)
         return (
             escape(row.method),
             str(len(row.seeds)),
             *cells,
-            row.bytes.text(size),
-            row.seconds.text(duration),
+            size(row.bytes.mean),
+            duration(row.seconds.mean),
         )
 
     def to_markdown(self) -> str:

@@ -15,7 +15,7 @@ IGNORED = frozenset({"version", "name", "seed", "baseline", "engine", "resolved_
 """Settings that do not make another experiment of a run."""
 
 Settings = Mapping[str, str]
-"""Path of a setting -> its value as JSON."""
+"""Path of a setting -> its value as text."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def variants(runs: Sequence[RunData]) -> list[Variant]:
     """
     groups: dict[tuple[str, str], list[RunData]] = {}
     for run in runs:
-        key = (run.summary.method, json.dumps(settings(run), sort_keys=True))
+        key = (run.summary.method, json.dumps(dict(settings(run)), sort_keys=True))
         groups.setdefault(key, []).append(run)
     parts = [part for held in groups.values() for part in _told_apart(held)]
     labels = _labels(parts)
@@ -48,7 +48,7 @@ def variants(runs: Sequence[RunData]) -> list[Variant]:
 def settings(run: RunData) -> Settings:
     """Return a run's settings by dotted path, without those that do not make another experiment of it."""
     kept = {key: value for key, value in run.experiment.items() if key not in IGNORED}
-    return {path: json.dumps(value, sort_keys=True, default=str) for path, value in _leaves(kept, ())}
+    return {path: _text(value) for path, value in _leaves(kept, ())}
 
 
 def shared_differences(found: Sequence[Variant]) -> list[str]:
@@ -61,6 +61,10 @@ def shared_differences(found: Sequence[Variant]) -> list[str]:
         if len(values) > 1:
             lines.append(f"{short(path, 60)}: {', '.join(short(value) for value in values[:6])}")
     return lines
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,327 @@
+"""Laws that hold for every method of the registry (design, promises 1-5 and 7)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from polyfed.config import Experiment
+from polyfed.engine import wire
+from polyfed.engine.checkpoint import digest_of
+from polyfed.engine.evaluate import evaluate
+from polyfed.engine.loop import Outcome
+from polyfed.engine.simulator import Simulator
+from polyfed.engine.tree import pack
+from polyfed.method.catalog import METHODS, POOLED
+from polyfed.method.protocol import Ask, Fold, Order, Reply
+from polyfed.world import build_world
+from tests.worlds import tiny, train
+
+ALL = METHODS.names()
+EXCHANGING = [name for name in ALL if name not in POOLED | {"local"}]
+
+every_method = pytest.mark.parametrize("method", ALL)
+every_exchanging_method = pytest.mark.parametrize("method", EXCHANGING)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def digests(outcome: Outcome) -> tuple[str, str]:
+    return outcome.digest, outcome.personal_digest
+
+
+def experiment_of(method: str, **changes: Any) -> Experiment:
+    return tiny(method__name=method, **changes)
+
+
+# -------------------------------------------------------------------------- promise 1: only shared names leave
+
+
+@every_method
+def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read every reply off the wire, as bytes: its tensor names are those the order expects."""
+    seen = 0
+
+    def on_the_wire(round_number: int, client: int, reply: Reply) -> Reply:
+        nonlocal seen
+        received = wire.decode_reply(wire.encode_reply(reply))
+        names = {group: set(tensors) for group, tensors in received.tensors.items()}
+        wanted = {group: set(tensors) for group, tensors in orders[client].expects.items() if tensors}
+        assert names == wanted
+        for tensors in received.tensors.values():
+            assert not personal_names.get(client, set()) & set(tensors)
+        seen += 1
+        return received
+
+    world = build_world(experiment_of(method))
+    orders = watch_orders(monkeypatch)
+    initial = world.architecture.initial(0)
+    personal_names = {
+        client: set(world.method.enrol(initial, card).get("parameters", {}))
+        for client, card in world.federation.cards.items()
+    }
+    world.loop(deliver=on_the_wire).run()
+    assert seen == 3 * len(world.federation.cards)
+
+
+def watch_orders(monkeypatch: pytest.MonkeyPatch) -> dict[int, Order]:
+    """Keep the latest order of every client."""
+    orders: dict[int, Order] = {}
+    begin = Simulator._begin
+
+    def noted(self: Simulator, client: int, order: Order, clock: Any) -> Any:
+        orders[client] = order
+        return begin(self, client, order, clock)
+
+    monkeypatch.setattr(Simulator, "_begin", noted)
+    return orders
+
+
+@every_exchanging_method
+def test_a_client_is_sent_only_components_of_its_own_model(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = build_world(experiment_of(method, rounds=1))
+    orders = watch_orders(monkeypatch)
+    world.loop().run()
+    for client, order in orders.items():
+        components = world.federation.cards[client].components
+        for name in order.tensors["parameters"]:
+            assert wire.owner_of(name, components) is not None, f"client {client} was sent {name}"
+
+
+# -------------------------------------------------------------------------- promise 2: same seed, same bits
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(method: str) -> None:
+    first = train(experiment_of(method))
+    assert digests(train(experiment_of(method))) == digests(first)
+    assert digests(train(experiment_of(method, seed=4))) != digests(first)
+
+
+@every_method
+def test_the_process_wide_generator_is_left_alone(method: str) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    train(experiment_of(method, rounds=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@every_method
+def test_what_was_drawn_before_does_not_matter(method: str) -> None:
+    first = train(experiment_of(method, rounds=1))
+    torch.rand(100)
+    assert digests(train(experiment_of(method, rounds=1))) == digests(first)
+
+
+@every_exchanging_method
+def test_the_order_in_which_orders_are_written_down_is_irrelevant(method: str) -> None:
+    experiment = experiment_of(method, rounds=2)
+    expected = train(experiment)
+    world = build_world(experiment)
+    turned = replace(world, method=Backwards(world.method))
+    assert digests(turned.loop().run()) == digests(expected)
+
+
+class Backwards:
+    """A method whose exchanges list the clients the other way round."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def round(self, *arguments: Any) -> Any:
+        conversation = self._method.round(*arguments)
+        answer = None
+        while True:
+            try:
+                wanted = conversation.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = yield replace(wanted, orders=dict(reversed(list(wanted.orders.items()))))
+
+
+# -------------------------------------------------------------------------- promise 3: a stopped run continues
+
+
+@every_method
+def test_stopping_and_resuming_changes_no_bit(method: str, tmp_path: Path) -> None:
+    whole = train(experiment_of(method), tmp_path / "whole")
+    train(experiment_of(method, rounds=1), tmp_path / "parts")
+    resumed = train(experiment_of(method), tmp_path / "parts", resume=True)
+    assert digests(resumed) == digests(whole)
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+# -------------------------------------------------------------------------- promise 4: bad replies are refused by name
+
+Damage = Callable[[Reply], Any]
+
+
+def with_parameters(reply: Reply, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Reply:
+    return replace(reply, tensors={**reply.tensors, "parameters": change(dict(reply.tensors["parameters"]))})
+
+
+def first_name(tensors: dict[str, torch.Tensor]) -> str:
+    return min(tensors)
+
+
+DAMAGES: dict[str, Damage] = {
+    "not a number": lambda r: with_parameters(r, lambda t: {**t, first_name(t): t[first_name(t)] * float("nan")}),
+    "infinite": lambda r: with_parameters(r, lambda t: {**t, first_name(t): t[first_name(t)] + float("inf")}),
+    "absurd norm": lambda r: with_parameters(r, lambda t: {name: value * 1e6 for name, value in t.items()}),
+    "wrong shape": lambda r: with_parameters(r, lambda t: {**t, first_name(t): t[first_name(t)][:1]}),
+    "wrong dtype": lambda r: with_parameters(r, lambda t: {**t, first_name(t): t[first_name(t)].double()}),
+    "missing tensor": lambda r: with_parameters(r, lambda t: {n: v for n, v in t.items() if n != first_name(t)}),
+    "unknown tensor": lambda r: with_parameters(r, lambda t: {**t, "head.secret.weight": torch.zeros(2)}),
+    "unknown group": lambda r: replace(r, tensors={**r.tensors, "gates": {"g": torch.zeros(1)}}),
+    "not a tensor": lambda r: with_parameters(r, lambda t: {**t, first_name(t): [0.0]}),  # type: ignore[dict-item]
+    "inflated count": lambda r: replace(r, examples=10**9),
+    "negative count": lambda r: replace(r, examples=-5),
+    "number not finite": lambda r: replace(r, numbers={**r.numbers, "loss": float("nan")}),
+    "not a reply": lambda r: b"\x80\x04K\x01.",
+    "lost": lambda r: None,
+}
+
+
+@every_exchanging_method
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_reply_is_refused_by_name_and_changes_nothing(method: str, damage: str) -> None:
+    """The run with a damaged reply ends with the bits of a run in which that client's reply was lost."""
+
+    def damaged(round_number: int, client: int, reply: Reply) -> Any:
+        return DAMAGES[damage](reply) if (round_number, client) == (2, 1) else reply
+
+    def lost(round_number: int, client: int, reply: Reply) -> Any:
+        return None if (round_number, client) == (2, 1) else reply
+
+    outcome = train(experiment_of(method), deliver=damaged)
+    assert digests(outcome) == digests(train(experiment_of(method), deliver=lost))
+    (refusal,) = outcome.progress.refused
+    assert (refusal["round"], refusal["client"]) == (2, 1)
+    assert refusal["component"] and refusal["reason"]
+    assert digests(outcome) != digests(train(experiment_of(method)))
+
+
+# -------------------------------------------------------------------------- promise 5: bytes are counted
+
+
+@every_method
+def test_counted_bytes_are_those_of_the_encoded_messages(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = {"up": 0, "down": 0}
+    orders = watch_orders(monkeypatch)
+
+    def weighed(round_number: int, client: int, reply: Reply) -> Reply:
+        sent["down"] += len(wire.encode_order(orders[client]))
+        sent["up"] += len(wire.encode_reply(reply))
+        return reply
+
+    outcome = train(experiment_of(method), deliver=weighed)
+    assert outcome.progress.bytes == sent
+
+
+# -------------------------------------------------------------------------- promise 7: measuring does not disturb
+
+
+@every_method
+def test_evaluating_more_often_changes_no_bit(method: str) -> None:
+    seldom = train(experiment_of(method, engine__evaluate_every=100))
+    assert digests(train(experiment_of(method, engine__evaluate_every=1))) == digests(seldom)
+
+
+@every_method
+def test_writing_records_and_checkpoints_changes_no_bit(method: str, tmp_path: Path) -> None:
+    assert digests(train(experiment_of(method), tmp_path)) == digests(train(experiment_of(method)))
+
+
+# -------------------------------------------------------------------------- state goes in and comes out
+
+
+@every_method
+def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: str) -> None:
+    world = build_world(experiment_of(method))
+    roster = world.federation.cards
+    state = world.method.begin(world.architecture.initial(0), roster)
+    before = digest_of(pack(state)[1])
+    kept: list[tuple[Reply, str]] = []
+
+    def noted(round_number: int, client: int, reply: Reply) -> Reply:
+        kept.append((reply, digest_of(pack(reply)[1])))
+        return reply
+
+    outcome = world.loop(deliver=noted).run()
+    assert digest_of(pack(state)[1]) == before
+    assert all(digest_of(pack(reply)[1]) == digest for reply, digest in kept)
+    assert outcome.progress.round == 3
+
+
+@every_exchanging_method
+def test_identical_replies_come_back_unchanged(method: str) -> None:
+    """If nobody moved, nothing moves."""
+    world = build_world(experiment_of(method))
+    roster = world.federation.cards
+    state = world.method.begin(world.architecture.initial(0), roster)
+    from polyfed.engine.drive import drive
+    from polyfed.method.protocol import Clock
+
+    def echo(wanted: Ask) -> Any:
+        replies = {
+            client: Reply(roster[client].examples, order.tensors, {"loss": 1.0, "steps": 1.0})
+            for client, order in wanted.orders.items()
+        }
+        if not isinstance(wanted, Fold):
+            return replies
+        for client in sorted(replies):
+            wanted.reducer.add(client, replies[client])
+        assert wanted.reducer.counted == tuple(sorted(replies))
+        return wanted.reducer.finish()
+
+    after = drive(world.method.round(state, roster, Clock(0, 1, 1)), echo)
+    for client, card in roster.items():
+        old, new = world.method.deploy(state, card), world.method.deploy(after, card)
+        assert old.keys() == new.keys(), client
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+@every_method
+def test_training_helps(method: str) -> None:
+    """A method that does nothing would pass the laws above."""
+    world = build_world(experiment_of(method, rounds=6, train__lr=0.1, train__momentum=0.9, train__epochs=2))
+    loop = world.loop()
+    outcome = loop.run()
+    pooled = world.federation.members is not None
+
+    def accuracy(parameters: Callable[[Any], Any]) -> float:
+        found = list(evaluate(loop.judged, loop.trainer, parameters, ["test"]))
+        values = [held["accuracy"] for evaluation in found for held in evaluation.metrics.values()]
+        return sum(values) / len(values)
+
+    initial = world.architecture.initial(3)
+
+    def trained(card: Any) -> Any:
+        owner = world.federation.cards[0 if pooled else card.id]
+        return {
+            **world.method.deploy(outcome.state, owner),
+            **outcome.personal.get(owner.id, {}).get("parameters", {}),
+        }
+
+    assert accuracy(trained) > accuracy(lambda card: initial) + 0.15
