@@ -33,7 +33,7 @@ class Contender:
         return re.sub(r"[^A-Za-z0-9.=_-]+", "-", self.label).strip("-.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planned:
     """One run of a comparison."""
 

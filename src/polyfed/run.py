@@ -82,11 +82,11 @@ def _in_memory(experiment: Experiment, observers: Sequence[Observer]) -> Run:
 def _in_folder(experiment: Experiment, folder: Path, resume: bool, observers: Sequence[Observer]) -> Run:
     finished = read_summary(folder)
     if resume and finished is not None and is_done(finished, experiment):
-        _same(experiment, folder)
+        same_experiment(experiment, folder)
         return Run(finished, folder)
     world = build_world(experiment)
     if resume:
-        _same(experiment, folder)
+        same_experiment(experiment, folder)
     write_atomically(folder / "experiment.yaml", experiment.yaml().encode())
     reference = _reference(experiment)
     baseline = None
@@ -100,7 +100,7 @@ def _in_folder(experiment: Experiment, folder: Path, resume: bool, observers: Se
     return Run(summary, folder, world, outcome)
 
 
-def _same(experiment: Experiment, folder: Path) -> None:
+def same_experiment(experiment: Experiment, folder: Path) -> None:
     """Refuse to resume another experiment's folder."""
     path = folder / "experiment.yaml"
     if not path.exists():

@@ -20,9 +20,8 @@ def dataset() -> Dataset:
     return avdigits(None)
 
 
-def voices(table: Table) -> set[str]:
-    with np.load(str(files("polyfed.data") / "avdigits.npz")) as arrays:
-        return {str(arrays["voice_names"][voice]) for voice in table.fields["voice"].unique().tolist()}
+def voices(dataset: Dataset, table: Table) -> set[str]:
+    return {dataset.field_labels["voice"][voice] for voice in table.fields["voice"].unique().tolist()}
 
 
 def test_it_is_the_first_registered_dataset_and_needs_no_folder() -> None:
@@ -66,7 +65,7 @@ def test_speech_is_balanced_and_one_utterance_of_each_digit_by_each_voice() -> N
 
 def test_splits_share_neither_a_voice_nor_a_timbre(dataset: Dataset) -> None:
     assert dataset.test is not None
-    train, test = voices(dataset.train), voices(dataset.test)
+    train, test = voices(dataset, dataset.train), voices(dataset, dataset.test)
     assert (len(train), len(test)) == (96, 24)
     assert {name.split("+")[1] for name in train} & {name.split("+")[1] for name in test} == set()
 

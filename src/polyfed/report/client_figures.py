@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, ClientScore, client_scores, gains_in_words, judged_tasks
@@ -28,6 +29,8 @@ def client_cards(run: RunData, palette: Palette) -> list[Card]:
         scores = client_scores(run, task, metric)
         if scores:
             cards.append(_scores_card(run, task, scores, palette))
+    if len(cards) % 2:  # the last of an odd number has the row to itself
+        cards[-1] = replace(cards[-1], wide=True)
     return cards
 
 

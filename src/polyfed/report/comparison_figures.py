@@ -79,7 +79,10 @@ def _curves(found: Sequence[Variant], column: Column, colours: Mapping[str, str]
     if not traces:
         return None
     direction = ", lower is better" if lower_is_better(column.metric) else ""
-    layout = {"xaxis": rounds_axis(), "yaxis": axis(f"{label(column.metric)}{unit(column.metric)}{direction}")}
+    layout = {
+        "xaxis": rounds_axis(one.runs[0].summary.rounds for one in found),
+        "yaxis": axis(f"{label(column.metric)}{unit(column.metric)}{direction}"),
+    }
     return plot(column.clients, traces, {**layout, "hovermode": "x unified"}, height=360)
 
 
@@ -112,7 +115,7 @@ def _band(curves: Sequence[Curve], metric: str) -> tuple[Curve, Curve, Curve]:
 
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.16)"
+    return f"rgba({red},{green},{blue},0.22)"
 
 
 # ------------------------------------------------------------------------------------------------ cost

@@ -186,10 +186,12 @@ def gains_in_words(scores: list[ClientScore], baseline: str) -> str:
         return ""
     ahead = sum(score.gain > 0 for score in known)
     behind = [score for score in known if score.gain < 0]
-    words = [f"{ahead:,} of {plural(len(known), 'client')} gain over {short(baseline)}"]
+    verb = "gains" if ahead == 1 else "gain"
+    words = [f"{ahead:,} of {plural(len(known), 'client')} {verb} over {short(baseline)}"]
     if behind:
         worst = min(behind, key=lambda score: score.gain)
-        words.append(f"{len(behind):,} lose, most of all {short(worst.name)} ({shown_gain(worst.metric, worst.gain)})")
+        lost = "1 loses:" if len(behind) == 1 else f"{len(behind):,} lose, most of all"
+        words.append(f"{lost} {short(worst.name)} ({shown_gain(worst.metric, worst.gain)})")
     else:
         words.append("none loses")
     return f"{'; '.join(words)}."

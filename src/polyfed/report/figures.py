@@ -54,7 +54,7 @@ def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot
     traces = [trace for split in splits for trace in _split_traces(run, (task, metric, split), palette)]
     traces += _baseline_trace(run, task, metric)
     direction = ", lower is better" if lower_is_better(metric) else ""
-    layout = {"xaxis": rounds_axis(), "yaxis": axis(f"{label(metric)}{unit(metric)}{direction}")}
+    layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": axis(f"{label(metric)}{unit(metric)}{direction}")}
     return plot(short(metric), traces, {**layout, "hovermode": "x unified"})
 
 
@@ -128,7 +128,15 @@ def _loss_by_group(run: RunData, step: str, tab: str, palette: Palette) -> Plot:
     if len(palette.colours) > 1:
         curve = run.history.trained(step, "loss")
         traces.append(curve_trace(curve, name="all clients", legendgroup="all", line={"width": 3}, meta=INK))
-    return plot(tab, traces, {"xaxis": rounds_axis(), "yaxis": axis("training loss"), "hovermode": "x unified"})
+    return plot(
+        tab,
+        traces,
+        {
+            "xaxis": rounds_axis([run.summary.rounds]),
+            "yaxis": axis("training loss", rangemode="tozero"),
+            "hovermode": "x unified",
+        },
+    )
 
 
 def _loss_by_part(run: RunData, step: str, tab: str, parts: list[str]) -> Plot:
@@ -142,7 +150,11 @@ def _loss_by_part(run: RunData, step: str, tab: str, parts: list[str]) -> Plot:
         for part, colour in zip(parts, COLOURS, strict=False)
     ]
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    layout = {"xaxis": rounds_axis(), "yaxis": axis("part of the loss"), "hovermode": "x unified"}
+    layout = {
+        "xaxis": rounds_axis([run.summary.rounds]),
+        "yaxis": axis("part of the loss", rangemode="tozero"),
+        "hovermode": "x unified",
+    }
     return plot(tab, traces, {**layout, "showlegend": True, "legend": legend})
 
 
@@ -199,5 +211,8 @@ def _bytes_over_rounds(run: RunData) -> Plot | None:
             values.append(float(total))
         line = {"color": colour, "width": 2}
         traces.append(curve_trace(Curve(rounds, tuple(values)), name=name, line=line, hovertemplate="%{y:.3s}B"))
-    layout = {"xaxis": rounds_axis(), "yaxis": axis("bytes so far", tickformat="~s", rangemode="tozero")}
+    layout = {
+        "xaxis": rounds_axis([run.summary.rounds]),
+        "yaxis": axis("bytes so far", tickformat="~s", rangemode="tozero"),
+    }
     return plot("over the rounds", traces, {**layout, "hovermode": "x unified"})

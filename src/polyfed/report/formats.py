@@ -84,9 +84,9 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "n/a"
 
 
-def plural(number: int, noun: str) -> str:
-    """Write a count and its noun: ``1 client``, ``12 clients``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def plural(number: int, noun: str, many: str = "") -> str:
+    """Write a count and its noun: ``1 client``, ``12 clients``; ``many`` is the plural where it does not end in s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {many or f'{noun}s'}"
 
 
 def listed(items: Iterable[str]) -> str:

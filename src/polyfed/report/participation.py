@@ -77,8 +77,8 @@ def _exact_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[i
     ticks = {"tickvals": rows, "ticktext": [_client_label(client) for client in clients]} if len(rows) <= 40 else {}
     hidden = {} if ticks else {"showticklabels": False}
     yaxis = axis("" if ticks else "clients", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks, **hidden)
-    layout = {"xaxis": {**rounds_axis(), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
-    return plot("", [heat], layout, height=80 + len(rows) * (16 if ticks else 6))
+    layout = {"xaxis": {**rounds_axis(rounds), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
+    return plot("", [heat], layout, height=100 + len(rows) * (18 if ticks else 6))
 
 
 def _client_label(client: ClientResult) -> str:
@@ -118,8 +118,8 @@ def _share_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[i
     ]
     ticks = {"tickvals": starts, "ticktext": [_group_of(labels[index]) for index in starts]}
     yaxis = axis("", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks)
-    layout = {"xaxis": {**rounds_axis(), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
-    return plot("", [heat], layout, height=80 + 5 * len(labels))
+    layout = {"xaxis": {**rounds_axis(rounds), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
+    return plot("", [heat], layout, height=100 + 5 * len(labels))
 
 
 def _group_of(text: str) -> str:

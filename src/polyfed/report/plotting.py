@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +93,10 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False, **options}
 
 
-def rounds_axis() -> dict[str, Any]:
-    """Describe the axis of the rounds: whole numbers."""
-    return axis("round", tickformat="d", rangemode="tozero")
+def rounds_axis(rounds: Iterable[int]) -> dict[str, Any]:
+    """Describe the axis of the rounds: whole numbers, each once."""
+    few = {"dtick": 1} if max(rounds, default=0) <= 8 else {}
+    return axis("round", tickformat="d", rangemode="tozero", **few)
 
 
 def curve_trace(curve: Curve, *, name: str, **options: Any) -> Any:

@@ -112,8 +112,8 @@ def _labels(parts: Sequence[Sequence[RunData]]) -> list[str]:
             labels.append(method)
             continue
         differing = [path for path in table if any(other.get(path) != table[path] for other in rivals)]
-        told = ", ".join(f"{path.removeprefix('method.')} {table[path]}" for path in differing[:3])
-        labels.append(f"{method} ({told or held[0].summary.experiment})")
+        told = ",".join(f"{path.removeprefix('method.')}={table[path]}" for path in differing[:3])
+        labels.append(f"{method}[{told}]" if told else f"{method} ({held[0].summary.experiment})")
     return _numbered(labels)
 
 

@@ -1,0 +1,188 @@
+"""``polyfed show``: who holds what in a federation, as data and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from polyfed.data.samples import Samples
+from polyfed.data.schema import Task
+from polyfed.engine.evaluate import SPLITS, samples_of
+from polyfed.engine.loop import with_components
+from polyfed.model.size import parameter_count
+from polyfed.report.formats import plural, short
+from polyfed.scenario.federation import Client, Federation
+from polyfed.world import World
+
+MANY_CLIENTS = 40
+FIRST_CLIENTS = 10
+MANY_KINDS = 20
+MANY_CLASSES = 16
+PARTS = ("train", *SPLITS)
+
+Description = dict[str, Any]
+
+
+def describe(world: World) -> Description:
+    """Return the federation as plain values: modalities, tasks, model, and every client."""
+    federation = world.federation.members or world.federation
+    if world.federation.members is not None:
+        federation = with_components(federation, world.architecture)
+    union = sorted({component for card in federation.cards.values() for component in card.components})
+    full = parameter_count(world.architecture, union)
+
+    @lru_cache(maxsize=None)
+    def size(components: tuple[str, ...]) -> int:
+        return sum(full[component] for component in components)
+
+    total = sum(full.values())
+    clients = [_client(client, federation.tasks, size(client.card.components), total) for client in federation.clients()]
+    return {
+        "experiment": world.experiment.name,
+        "dataset": world.experiment.data.name,
+        "method": world.experiment.method.name,
+        "seed": world.experiment.seed,
+        "modalities": {name: {"kind": m.kind, "shape": list(m.shape)} for name, m in federation.modalities.items()},
+        "tasks": {name: _task(task) for name, task in federation.tasks.items()},
+        "model": {"name": world.experiment.model.name, "components": full, "parameters": total},
+        "clients": clients,
+        "examples": {part: sum(client["examples"][part] for client in clients) for part in PARTS},
+    }
+
+
+def _task(task: Task) -> Description:
+    described: Description = {"kind": task.kind}
+    if task.kind == "classification":
+        return {**described, "classes": task.classes, "labels": list(task.labels)}
+    return {**described, "shape": list(task.shape)}
+
+
+def _client(client: Client, tasks: Mapping[str, Task], parameters: int, total: int) -> Description:
+    card = client.card
+    train = client.train
+    return {
+        "id": card.id,
+        "name": card.name,
+        "modalities": list(card.modalities),
+        "tasks": list(card.tasks),
+        "examples": {part: len(train if part == "train" else samples_of(client, part)) for part in PARTS},
+        "with_modality": {name: int(mask.sum()) for name, mask in sorted(train.present.items())},
+        "labels": {
+            name: label_counts(train, tasks[name]) for name in card.tasks if tasks[name].kind == "classification"
+        },
+        "components": list(card.components),
+        "parameters": parameters,
+        "share": parameters / total if total else 0.0,
+    }
+
+
+def label_counts(samples: Samples, task: Task) -> list[int]:
+    """Count the samples of each class."""
+    labels = samples.target(task.name)[samples.labelled[task.name]]
+    counts: list[int] = torch.bincount(labels, minlength=task.classes).tolist()
+    return counts
+
+
+# ------------------------------------------------------------------------------------------------ printing
+
+
+def show(console: Console, described: Description, *, everyone: bool = False) -> None:
+    """Print a federation: its kinds of clients, its clients (the first few of many) and its totals."""
+    clients = described["clients"]
+    shown = clients if everyone or len(clients) <= MANY_CLIENTS else clients[:FIRST_CLIENTS]
+    console.print(_heading(described))
+    console.print(_kinds_table(described))
+    console.print(_clients_table(described, shown))
+    if len(shown) < len(clients):
+        console.print(f"the first {len(shown)} of {len(clients):,} clients; --all shows everyone")
+
+
+def _heading(described: Description) -> str:
+    modalities = ", ".join(f"{short(name)} {_shape(held['shape'])}" for name, held in described["modalities"].items())
+    tasks = ", ".join(f"{short(name)} ({_outputs(task)})" for name, task in described["tasks"].items())
+    examples = ", ".join(f"{described['examples'][part]:,} {part}" for part in PARTS)
+    model = described["model"]
+    return (
+        f"{described['experiment']}: {described['dataset']}, seed {described['seed']}\n"
+        f"modalities: {modalities}\n"
+        f"tasks:      {tasks}\n"
+        f"clients:    {len(described['clients']):,}, with {examples} examples\n"
+        f"model:      {model['name']}, {plural(len(model['components']), 'component')}, "
+        f"{model['parameters']:,} parameters in all\n"
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _outputs(task: Description) -> str:
+    return plural(task["classes"], "class", "classes") if "classes" in task else f"{task['kind']} {_shape(task['shape'])}"
+
+
+def _kinds_table(described: Description) -> Table:
+    """Clients of one kind have the same modalities and tasks, so their models have the same components."""
+    kinds: dict[tuple[str, str], list[Description]] = {}
+    for client in described["clients"]:
+        kinds.setdefault(("+".join(client["modalities"]), ", ".join(client["tasks"])), []).append(client)
+    left_out = len(kinds) - MANY_KINDS
+    table = Table(
+        title="Kinds of clients and their models",
+        title_justify="left",
+        title_style="bold",
+        caption=f"and {plural(left_out, 'more kind')}" if left_out > 0 else None,
+        caption_justify="left",
+    )
+    for heading in ("modalities", "tasks"):
+        table.add_column(heading)
+    for heading in ("clients", "train"):
+        table.add_column(heading, justify="right")
+    table.add_column("components")
+    table.add_column("parameters", justify="right")
+    for (modalities, tasks), held in list(kinds.items())[:MANY_KINDS]:
+        examples = sum(client["examples"]["train"] for client in held)
+        components = ", ".join(held[0]["components"])
+        size = f"{held[0]['parameters']:,} ({held[0]['share']:.0%})"
+        table.add_row(modalities, tasks, f"{len(held):,}", f"{examples:,}", components, size)
+    return table
+
+
+def _clients_table(described: Description, clients: Sequence[Description]) -> Table:
+    labelled = [name for name, task in described["tasks"].items() if "classes" in task]
+    table = Table(
+        title="Clients",
+        title_justify="left",
+        title_style="bold",
+        caption="bars: training labels by class, · for none" if labelled else None,
+        caption_justify="left",
+    )
+    table.add_column("id", justify="right")
+    named = any(client["name"] != f"client {client['id']}" for client in clients)
+    if named:
+        table.add_column("name")
+    table.add_column("modalities")
+    table.add_column("tasks")
+    table.add_column("train/val/test", justify="right")
+    for name in labelled:
+        table.add_column(short(name), no_wrap=True)
+    for client in clients:
+        counts = "/".join(f"{client['examples'][part]}" for part in PARTS)
+        bars = (histogram(client["labels"].get(name, ())) for name in labelled)
+        names = [short(client["name"])] if named else []
+        table.add_row(
+            str(client["id"]), *names, "+".join(client["modalities"]), ", ".join(client["tasks"]), counts, *bars
+        )
+    return table
+
+
+def histogram(counts: Sequence[int]) -> str:
+    """Draw one bar per class, or say how many classes occur if there are too many to draw."""
+    if len(counts) > MANY_CLASSES:
+        return f"{sum(count > 0 for count in counts)} of {len(counts)} classes"
+    highest = max(counts, default=0)
+    return "".join("▁▂▃▄▅▆▇█"[max(0, -(-8 * count // highest) - 1)] if count else "·" for count in counts)
