@@ -217,4 +217,3 @@ def read_seeds(text: str) -> list[int]:
 
 
 MOST_SEEDS = 1000
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from polyfed.engine.evaluate import SPLITS, samples_of
 from polyfed.engine.loop import with_components
 from polyfed.model.size import parameter_count
 from polyfed.report.formats import plural, short
-from polyfed.scenario.federation import Client, Federation
+from polyfed.scenario.federation import Client
 from polyfed.world import World
 
 MANY_CLIENTS = 40
@@ -36,12 +36,14 @@ def describe(world: World) -> Description:
     union = sorted({component for card in federation.cards.values() for component in card.components})
     full = parameter_count(world.architecture, union)
 
-    @lru_cache(maxsize=None)
+    @cache
     def size(components: tuple[str, ...]) -> int:
         return sum(full[component] for component in components)
 
     total = sum(full.values())
-    clients = [_client(client, federation.tasks, size(client.card.components), total) for client in federation.clients()]
+    clients = [
+        _client(client, federation.tasks, size(client.card.components), total) for client in federation.clients()
+    ]
     return {
         "experiment": world.experiment.name,
         "dataset": world.experiment.data.name,
@@ -122,7 +124,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _outputs(task: Description) -> str:
-    return plural(task["classes"], "class", "classes") if "classes" in task else f"{task['kind']} {_shape(task['shape'])}"
+    return f"{task['classes']} classes" if "classes" in task else f"{task['kind']} {_shape(task['shape'])}"
 
 
 def _kinds_table(described: Description) -> Table:

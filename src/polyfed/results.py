@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def show_run(console: Console, folder: Path) -> None:
     for line in _gains(run):
         console.print(line)
     if summary.refused:
-        console.print(f"{plural(len(summary.refused), 'reply', 'replies')} refused; the report says which and why")
+        console.print(f"refused replies: {len(summary.refused):,}; the report says which and why")
     console.print(f"sent: {size(summary.bytes.up)} up, {size(summary.bytes.down)} down", end="; ")
     console.print(f"time: {duration(summary.wall_seconds)}; digest: {summary.digest[:12]}")
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
@@ -102,10 +103,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print(f"written: comparison.html, .md, .csv and .json in {comparison.folder}", soft_wrap=True)
 
 
-def failures(comparison: Comparison) -> Iterator[str]:
-    """Yield one message per failed run."""
+def failures(comparison: Comparison, *, traced: bool) -> Iterator[str]:
+    """Yield one message per failed run; a bug has its traceback before it, any other error if ``traced``."""
     for failure in comparison.failures:
-        told = str(failure.error) if isinstance(failure.error, PolyfedError) else fault(failure.error)
+        known = isinstance(failure.error, PolyfedError)
+        if traced or not known:
+            yield "".join(traceback.format_exception(failure.error)).rstrip()
+        told = str(failure.error) if known else fault(failure.error)
         yield f"{failure.planned.contender.label}, seed {failure.planned.seed} failed: {told}"
 
 
@@ -127,7 +131,9 @@ def comparison_tables(table: ComparisonTable) -> Iterator[Table]:
 def _task_table(rows: tuple[Row, ...], title: str, columns: list[Column]) -> Table:
     kept = columns[: MOST_GROUPS + 1]
     left_out = len(columns) - len(kept)
-    note = "mean ± standard deviation over seeds; bold: best" if any(len(row.seeds) > 1 for row in rows) else "bold: best"
+    note = (
+        "mean ± standard deviation over seeds; bold: best" if any(len(row.seeds) > 1 for row in rows) else "bold: best"
+    )
     more = f"; {plural(left_out, 'more group')} in comparison.md" if left_out else ""
     found = Table(title=title, title_justify="left", title_style="", caption=note + more, caption_justify="left")
     found.add_column("method")
