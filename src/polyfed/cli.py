@@ -91,8 +91,12 @@ def run_command(
 ) -> None:
     """Train an experiment and report the results.
 
-    Everything is kept in one folder: the experiment, records, checkpoints, summary.json and report.html. With --resume
-    and --out but no file, the experiment is read from the folder.
+    Without a file, the experiment inside polyfed is trained: written and
+    spoken digits on twelve clients that hold images, sounds or both.
+
+    Everything is kept in one folder: the experiment, records,
+    checkpoints, summary.json and report.html. With --resume and --out but
+    no file, the experiment is read from the folder.
     """
     chosen = _to_run(experiment, settings, device, out if resume else None)
     folder = out or Path("runs") / f"{_as_file_name(chosen.name)}-{chosen.method.name}-seed{chosen.seed}"
@@ -167,8 +171,9 @@ def compare_command(
 ) -> None:
     """Train several methods with several seeds and put the results side by side.
 
-    The runs lie in DIR/METHOD/seed-SEED. Finished runs are not repeated and broken ones go on where they stopped, so
-    the same command can be given again after a stop, or with more methods and seeds.
+    The runs lie in DIR/METHOD/seed-SEED. Finished runs are not repeated and
+    broken ones go on where they stopped, so the same command can be given
+    again after a stop, or with more methods and seeds.
     """
     chosen = _load(experiment, settings, device)
     from polyfed import results

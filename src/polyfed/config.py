@@ -107,7 +107,7 @@ class Experiment:
         """Return the resolved experiment as YAML, with the versions that resolved it."""
         versions = {
             "polyfed": polyfed.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a subclass of str, which YAML would not write
             "python": platform.python_version(),
         }
         text: str = yaml.safe_dump({**self.resolved, "resolved_with": versions}, sort_keys=False, allow_unicode=True)

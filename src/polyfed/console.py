@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from polyfed.errors import RunError, UserError
 
@@ -33,6 +35,18 @@ def console(*, stderr: bool = False) -> Console:
     if not found.is_terminal and not os.environ.get("COLUMNS"):
         found.width = PIPE_WIDTH
     return found
+
+
+def plain_table(title: str = "") -> Table:
+    """Return an empty table without vertical lines, which leaves more room on narrow screens."""
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def tell(message: str) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from polyfed.console import FAILURE, console, guarded
+from polyfed.console import FAILURE, console, guarded, plain_table
 from polyfed.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List, check and download datasets.")
@@ -30,7 +29,7 @@ def list_command(root: Root = None) -> None:
     out = console()
     place = folder if folder is not None else f"not named; give --root DIR or set {VARIABLE}"
     out.print(f"folder of downloaded sets: {place}", soft_wrap=True)
-    table = Table()
+    table = plain_table()
     for heading in ("dataset", "there", "layout", "where, or how to get it"):
         table.add_column(heading)
     for each in status(folder):

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from polyfed.console import plain_table
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.engine.evaluate import SPLITS, samples_of
@@ -23,6 +24,9 @@ MANY_CLIENTS = 40
 FIRST_CLIENTS = 10
 MANY_KINDS = 20
 MANY_CLASSES = 16
+WIDE = 110
+"""Columns of a screen on which the components of each kind of client are shown too."""
+
 PARTS = ("train", *SPLITS)
 
 Description = dict[str, Any]
@@ -98,8 +102,11 @@ def show(console: Console, described: Description, *, everyone: bool = False) ->
     clients = described["clients"]
     shown = clients if everyone or len(clients) <= MANY_CLIENTS else clients[:FIRST_CLIENTS]
     console.print(_heading(described))
-    console.print(_kinds_table(described))
+    console.print(_components_table(described))
+    console.print(_kinds_table(described, wide=console.width >= WIDE))
     console.print(_clients_table(described, shown))
+    if any("classes" in task for task in described["tasks"].values()):
+        console.print("bars: training labels by class, · for none")
     if len(shown) < len(clients):
         console.print(f"the first {len(shown)} of {len(clients):,} clients; --all shows everyone")
 
@@ -127,42 +134,50 @@ def _outputs(task: Description) -> str:
     return f"{task['classes']} classes" if "classes" in task else f"{task['kind']} {_shape(task['shape'])}"
 
 
-def _kinds_table(described: Description) -> Table:
+def _kinds_table(described: Description, *, wide: bool) -> Table:
     """Clients of one kind have the same modalities and tasks, so their models have the same components."""
     kinds: dict[tuple[str, str], list[Description]] = {}
     for client in described["clients"]:
         kinds.setdefault(("+".join(client["modalities"]), ", ".join(client["tasks"])), []).append(client)
-    left_out = len(kinds) - MANY_KINDS
-    table = Table(
-        title="Kinds of clients and their models",
-        title_justify="left",
-        title_style="bold",
-        caption=f"and {plural(left_out, 'more kind')}" if left_out > 0 else None,
-        caption_justify="left",
-    )
-    for heading in ("modalities", "tasks"):
-        table.add_column(heading)
-    for heading in ("clients", "train"):
-        table.add_column(heading, justify="right")
-    table.add_column("components")
-    table.add_column("parameters", justify="right")
+    table = plain_table("Kinds of clients")
+    table.add_column("modalities")
+    table.add_column("tasks")
+    for heading in ("clients", "train", "parameters", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("components")
     for (modalities, tasks), held in list(kinds.items())[:MANY_KINDS]:
         examples = sum(client["examples"]["train"] for client in held)
-        components = ", ".join(held[0]["components"])
-        size = f"{held[0]['parameters']:,} ({held[0]['share']:.0%})"
-        table.add_row(modalities, tasks, f"{len(held):,}", f"{examples:,}", components, size)
+        first = held[0]
+        cells = [
+            modalities,
+            tasks,
+            f"{len(held):,}",
+            f"{examples:,}",
+            f"{first['parameters']:,}",
+            f"{first['share']:.0%}",
+        ]
+        table.add_row(*cells, *([", ".join(first["components"])] if wide else []))
+    if len(kinds) > MANY_KINDS:
+        table.add_row(f"and {len(kinds) - MANY_KINDS} more kinds")
+    return table
+
+
+def _components_table(described: Description) -> Table:
+    table = plain_table("Components of the model")
+    table.add_column("component")
+    for heading in ("clients", "parameters", "share"):
+        table.add_column(heading, justify="right")
+    model = described["model"]
+    for name, size in model["components"].items():
+        holders = sum(name in client["components"] for client in described["clients"])
+        table.add_row(name, f"{holders:,}", f"{size:,}", f"{size / max(model['parameters'], 1):.0%}")
     return table
 
 
 def _clients_table(described: Description, clients: Sequence[Description]) -> Table:
     labelled = [name for name, task in described["tasks"].items() if "classes" in task]
-    table = Table(
-        title="Clients",
-        title_justify="left",
-        title_style="bold",
-        caption="bars: training labels by class, · for none" if labelled else None,
-        caption_justify="left",
-    )
+    table = plain_table("Clients")
     table.add_column("id", justify="right")
     named = any(client["name"] != f"client {client['id']}" for client in clients)
     if named:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -52,17 +51,19 @@ def show_kind(console: Console, kind: str) -> None:
     for number, (key, registry) in enumerate(KINDS[kind]):
         if number:
             console.print()
-        console.print(Text.assemble((key, "bold"), ":"))
+        console.print(Text(key, "bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
         for name in registry.names():
-            console.print(_part(registry, name))
+            table.add_row(Text(f"  {name}", "cyan"), _part(registry, name))
+        console.print(table)
 
 
 def _part(registry: Registry[Any], name: str) -> Group:
     table = Table.grid(padding=(0, 2, 0, 0))
     for option, meaning in options(registry.options(name)):
-        table.add_row(Text(option, "cyan"), Text(meaning))
-    head = Text.assemble("  ", (name, "bold"), "  ", registry.summary(name))
-    return Group(head, Padding(table, (0, 0, 0, 6))) if table.row_count else Group(head)
+        table.add_row(Text(option, "green"), Text(meaning, "dim"))
+    summary = Text(registry.summary(name))
+    return Group(summary, table) if table.row_count else Group(summary)
 
 
 def options(model: type[Options]) -> Iterator[tuple[str, str]]:

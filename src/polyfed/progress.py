@@ -211,5 +211,5 @@ class ComparisonProgress(Display):
         self._all.reach(self._number * self._rounds, skipped=True)
         told = f"run {self._number}/{self._runs}: {self._training.rounds.label}: {record['state']}"
         if record["state"] == "finished":
-            told += f", {self._training.details()}" if trained else " before"
+            told += f", {self._training.details()}" if trained else " earlier"
         self.say(", ".join(part for part in (told, self._all.left) if part))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyfed.compare import Comparison
-from polyfed.console import fault
+from polyfed.console import fault, plain_table
 from polyfed.errors import PolyfedError
 from polyfed.report.facts import client_scores, gains_in_words, judged_tasks
 from polyfed.report.formats import duration, gain, plain, plural, short, shown, shown_gain, size, unit
@@ -36,6 +36,7 @@ def show_run(console: Console, folder: Path) -> None:
         console.print(f"stopped early: {summary.stopped}")
     if summary.tasks:
         console.print(run_table(run))
+        console.print("test metrics, mean over the clients")
     for line in _gains(run):
         console.print(line)
     if summary.refused:
@@ -47,7 +48,7 @@ def show_run(console: Console, folder: Path) -> None:
 
 def run_table(run: RunData) -> Table:
     """Return test metrics by task and modality group, beside the baseline's where there is one."""
-    table = Table(caption="test metric, mean over the clients", caption_justify="left")
+    table = plain_table()
     table.add_column("task")
     table.add_column("clients")
     for heading in ("number", short(run.summary.method)):
@@ -100,6 +101,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print()
         for table in comparison_tables(comparison.table):
             console.print(table)
+        console.print("test metrics, mean over clients; ± standard deviation over seeds; best in bold")
         console.print(f"written: comparison.html, .md, .csv and .json in {comparison.folder}", soft_wrap=True)
 
 
@@ -119,23 +121,19 @@ def comparison_tables(table: ComparisonTable) -> Iterator[Table]:
     for task, metric in kinds:
         columns = [column for column in table.columns if (column.task, column.metric) == (task, metric)]
         yield _task_table(table.rows, f"{short(task)} {short(metric)}{unit(metric)}", columns)
-    costs = Table(title="cost", title_justify="left", title_style="")
+    costs = plain_table("cost, mean over seeds")
     costs.add_column("method")
     for heading in ("seeds", "sent", "time"):
         costs.add_column(heading, justify="right")
     for row in table.rows:
-        costs.add_row(row.method, str(len(row.seeds)), row.bytes.text(size), row.seconds.text(duration))
+        costs.add_row(row.method, str(len(row.seeds)), size(row.bytes.mean), duration(row.seconds.mean))
     yield costs
 
 
 def _task_table(rows: tuple[Row, ...], title: str, columns: list[Column]) -> Table:
     kept = columns[: MOST_GROUPS + 1]
     left_out = len(columns) - len(kept)
-    note = (
-        "mean ± standard deviation over seeds; bold: best" if any(len(row.seeds) > 1 for row in rows) else "bold: best"
-    )
-    more = f"; {plural(left_out, 'more group')} in comparison.md" if left_out else ""
-    found = Table(title=title, title_justify="left", title_style="", caption=note + more, caption_justify="left")
+    found = plain_table(title + (f", {plural(left_out, 'more group')} in comparison.md" if left_out else ""))
     found.add_column("method")
     for column in kept:
         found.add_column(column.clients, justify="right")

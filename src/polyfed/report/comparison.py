@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from polyfed.engine.checkpoint import write_atomically
-from polyfed.errors import UserError
 from polyfed.report.comparison_figures import cost_card, curve_cards, gain_card, judged_columns, method_colours
 from polyfed.report.formats import listed, plural, short
-from polyfed.report.page import render
+from polyfed.report.page import render, save
 from polyfed.report.records import RunData, load_run
 from polyfed.report.tables import ComparisonTable, comparison_table
 from polyfed.report.variants import Variant, shared_differences, variants
@@ -25,13 +23,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     """
     runs = [load_run(folder) for folder in folders]
     out = Path(out)
-    page = render("comparison.html", comparison_content(runs, out.parent))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, page.encode())
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    return out
+    return save(out, render("comparison.html", comparison_content(runs, out.parent)))
 
 
 def comparison_content(runs: Sequence[RunData], place: Path) -> dict[str, Any]:

@@ -194,4 +194,7 @@ def gains_in_words(scores: list[ClientScore], baseline: str) -> str:
         words.append(f"{lost} {short(worst.name)} ({shown_gain(worst.metric, worst.gain)})")
     else:
         words.append("none loses")
+    same = len(known) - ahead - len(behind)
+    if same:
+        words.append(f"{same:,} {'ends' if same == 1 else 'end'} the same")
     return f"{'; '.join(words)}."

@@ -88,7 +88,6 @@ class History:
     up: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     down: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     traffic: dict[int, TotalBytes] = field(default_factory=dict)
-    asked: dict[int, int] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
 
     def metric(self, task: str, metric: str, split: str, belongs: Callable[[str], bool] | None = None) -> Curve:
@@ -155,6 +154,5 @@ def _add_evaluation(history: History, record: EvaluationRecord) -> None:
 
 def _add_round(history: History, record: RoundRecord) -> None:
     history.traffic[record.round] = record.bytes
-    history.asked[record.round] = len(record.cohort)
     for client in set(record.cohort) - set(record.replied):
         history.active[client].setdefault(record.round, NO_REPLY)

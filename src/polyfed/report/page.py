@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from markupsafe import Markup
 
 from polyfed import __version__
 from polyfed.engine.checkpoint import write_atomically
+from polyfed.errors import UserError
 from polyfed.report.client_figures import client_cards
 from polyfed.report.facts import MANY_TASKS, description, judged_tasks, refusals, tiles
 from polyfed.report.figures import bytes_card, metric_cards, training_card
@@ -20,14 +22,14 @@ from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
 
 MANY_REFUSALS = 50
+NOTHING = ("", sha256().hexdigest())
+"""Digests that say nothing: not recorded, or of no tensor at all."""
 
 
 def write_report(folder: Path) -> Path:
     """Read a run folder, write ``report.html`` into it and return its path. Raises UserError as ``load_run`` does."""
     run = load_run(folder)
-    page = run.folder / "report.html"
-    write_atomically(page, render("report.html", report_content(run)).encode())
-    return page
+    return save(run.folder / "report.html", render("report.html", report_content(run)))
 
 
 def report_content(run: RunData) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _provenance(run: RunData) -> list[tuple[str, str]]:
     versions = resolved if isinstance(resolved, dict) else {"polyfed": run.summary.polyfed}
     text = ", ".join(f"{short(str(name))} {short(str(version))}" for name, version in versions.items())
     digests = {"server digest": run.summary.digest, "personal digest": run.summary.personal_digest}
-    known = [(name, short(digest, 80)) for name, digest in digests.items() if digest]
+    known = [(name, short(digest, 80)) for name, digest in digests.items() if digest not in NOTHING]
     return [("versions", text), ("seed", str(run.summary.seed)), *known]
 
 
@@ -134,3 +136,13 @@ def render(template: str, content: dict[str, Any]) -> str:
 
 def _trusted(path: Path) -> Markup:
     return Markup(path.read_text(encoding="utf-8"))  # noqa: S704 - a file of this package
+
+
+def save(path: Path, page: str) -> Path:
+    """Write a page whole or not at all and return its path. Raises UserError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path

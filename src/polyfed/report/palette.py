@@ -42,10 +42,6 @@ class Palette:
         """Return the test whether a name is shown under ``shown``."""
         return lambda name: self.entry(name) == shown
 
-    def colour(self, name: str) -> str:
-        """Return the colour of a name."""
-        return self.colours[self.entry(name)]
-
 
 def group_palette(run: RunData) -> Palette:
     """Give every modality group of a run a colour; the largest groups come first where colours run out."""

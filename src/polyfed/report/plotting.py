@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,11 +57,6 @@ class Card:
     splits: tuple[str, ...] = ()
     wide: bool = False
     table: Table | None = None
-
-
-def embedded(value: Any) -> Markup:
-    """Write a value as JSON that cannot end the script element it stands in."""
-    return _unbreakable(json.dumps(value))
 
 
 def _unbreakable(text: str) -> Markup:

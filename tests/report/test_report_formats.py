@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from polyfed.report.formats import (
+    duration,
+    gain,
+    label,
+    listed,
+    lower_is_better,
+    main_metric,
+    plural,
+    short,
+    shown,
+    shown_gain,
+    size,
+)
+from polyfed.report.palette import COLOURS, OTHER, palette_of
+
+
+@pytest.mark.parametrize(
+    ("metrics", "chosen"),
+    [
+        (["loss", "accuracy"], "accuracy"),
+        (["mae", "mse"], "mse"),
+        (["loss", "psnr"], "psnr"),
+        (["loss"], "loss"),
+        ([], None),
+    ],
+)
+def test_the_metric_a_task_is_judged_by(metrics: list[str], chosen: str | None) -> None:
+    assert main_metric(metrics) == chosen
+
+
+def test_metrics_are_written_in_their_unit() -> None:
+    assert shown("accuracy", 0.9342) == "93.4 %"
+    assert shown("mse", 0.051234) == "0.05123"
+    assert shown("accuracy", math.nan) == "n/a"
+
+
+def test_a_gain_is_positive_where_things_got_better() -> None:
+    assert gain("accuracy", 0.9, 0.8) == pytest.approx(0.1)
+    assert gain("mse", 0.9, 0.8) == pytest.approx(-0.1)
+    assert lower_is_better("loss.digit")
+    assert shown_gain("accuracy", -0.0213) == "\N{MINUS SIGN}2.1 points"
+    assert shown_gain("mse", 0.5) == "+0.5"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (5_230_000_000, "5.23 GB"), (2e17, "2e+05 TB"), (math.nan, "n/a")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.41, "0.41 s"), (65, "1 min 05 s"), (7620, "2 h 07 min"), (math.nan, "n/a")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_words() -> None:
+    assert plural(1, "client") == "1 client"
+    assert plural(1200, "client") == "1,200 clients"
+    assert plural(2, "reply", "replies") == "2 replies"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed([]) == ""
+    assert short("one\ntwo  three", 8) == "one two…"
+    assert label("<b>&") == "&lt;b&gt;&amp;"
+
+
+def test_colours_run_out_gracefully() -> None:
+    few = palette_of({"image": 1, "audio": 5, "audio+image": 2})
+    assert dict(few.colours) == dict(zip(("audio", "image", "audio+image"), COLOURS, strict=False))
+    many = palette_of({f"m{k:02}": k for k in range(30)})
+    assert len(many.colours) == len(COLOURS)
+    assert many.folded == 30 - (len(COLOURS) - 1)
+    assert many.entry("m29") == "m29"  # the largest keep a colour of their own
+    assert many.entry("m00") == OTHER
+    assert many.belongs(OTHER)("m00")
+    assert not many.belongs(OTHER)("m29")
