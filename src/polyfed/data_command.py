@@ -31,7 +31,7 @@ def list_command(root: Root = None) -> None:
     out.print(f"folder of downloaded sets: {place}", soft_wrap=True)
     table = plain_table()
     for heading in ("dataset", "there", "layout", "where, or how to get it"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for each in status(folder):
         table.add_row(each.name, "yes" if each.found else "no", each.layout, each.detail)
     out.print(table)
