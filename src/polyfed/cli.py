@@ -106,12 +106,19 @@ def run_command(
     from polyfed.run import run
 
     watch = RunProgress(console(stderr=True), chosen.method.name, chosen.baseline or "", chosen.rounds, quiet=quiet)
-    with stoppable(f"polyfed run --resume --out {shlex.quote(str(folder))}"), watch:
+    with stoppable(lambda: _go_on(folder)), watch:
         run(chosen, folder, resume=resume, overwrite=overwrite, observers=[watch])
     if not quiet:
         from polyfed.results import show_run
 
         show_run(console(), folder)
+
+
+def _go_on(folder: Path) -> str:
+    """Say how to go on with a run that was stopped."""
+    if not (folder / "experiment.yaml").is_file():
+        return "nothing was trained yet"
+    return f"go on with: polyfed run --resume --out {shlex.quote(str(folder))}"
 
 
 def _load(path: Path | None, settings: list[str] | None, device: str | None = None) -> Experiment:
@@ -183,7 +190,7 @@ def compare_command(
     folder = out or Path("runs") / f"{_as_file_name(chosen.name)}-compare"
     names, numbers = read_methods(methods), read_seeds(seeds)
     watch = ComparisonProgress(console(stderr=True), len(names) * len(numbers), chosen.rounds, quiet=quiet)
-    with stoppable("the same command; finished runs are not repeated"), watch:
+    with stoppable(lambda: "go on with the same command: finished runs are not repeated"), watch:
         comparison = compare(chosen, names, numbers, out=folder, observers=[watch])
     if not quiet:
         results.show_comparison(console(), comparison)

@@ -101,10 +101,10 @@ def debugging() -> bool:
 
 
 @contextlib.contextmanager
-def stoppable(advice: str) -> Iterator[None]:
-    """Inside, Ctrl-C ends the program with the advice how to go on."""
+def stoppable(advice: Callable[[], str]) -> Iterator[None]:
+    """Inside, Ctrl-C ends the program with the advice how to go on (as it is then)."""
     try:
         yield
     except KeyboardInterrupt:
-        tell(f"stopped; go on with: {advice}")
+        tell(f"stopped; {advice()}")
         raise typer.Exit(STOPPED) from None

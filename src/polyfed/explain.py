@@ -1,9 +1,10 @@
-"""Say what is wrong with an experiment file: the key, the value and the choices, one line each."""
+"""Say what is wrong with values that were checked by a model: the key, the value and the choices, one line each."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,7 +33,7 @@ def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
         return f"{value!r} is not one of the choices: {context['expected']}"
     if kind == "missing":
         return "is missing"
-    message = str(fault["msg"])
+    message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
@@ -47,16 +48,23 @@ def _walk(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[str, li
     here: Any = model
     siblings: list[str] = []
     for part in place:
-        tagged = {_tag(option): option for option in _models(here)}
+        options = _models(here)
+        tagged = {_tag(option): option for option in options}
         if isinstance(part, str) and len(tagged) > 1 and part in tagged:
             here = tagged[part]
-            continue
-        options = _models(here)
-        siblings = list(options[0].model_fields) if options else []
-        field = options[0].model_fields.get(str(part)) if options else None
-        here = field.annotation if field else None
-        shown.append(str(part))
+        elif _is_union_of_values(here):  # pydantic names the member that it tried, such as "int"
+            here = None
+        else:
+            siblings = list(options[0].model_fields) if options else []
+            field = options[0].model_fields.get(str(part)) if options else None
+            here = field.annotation if field else here  # an entry of a list or table: the models stay the same
+            shown.append(str(part))
     return ".".join(shown), siblings
+
+
+def _is_union_of_values(hint: Any) -> bool:
+    members = [member for member in get_args(hint) if member is not NoneType]
+    return get_origin(hint) in (Union, UnionType) and len(members) > 1 and not _models(hint)
 
 
 def _models(hint: Any) -> list[type[BaseModel]]:

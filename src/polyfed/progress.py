@@ -64,9 +64,9 @@ class Scores:
         for task, metrics in record["metrics"].items():
             self._found.setdefault(task, {}).setdefault(record["split"], []).append(metrics)
 
-    def text(self) -> str:
-        """Return ``digit 81.2 % (validation 80.4 %), parity ...``."""
-        return ", ".join(f"{short(task)} {_scores(splits)}" for task, splits in sorted(self._found.items()))
+    def lines(self) -> list[str]:
+        """Return ``digit 81.2 % (validation 80.4 %)`` for each task."""
+        return [f"{short(task)} {_scores(splits)}" for task, splits in sorted(self._found.items())]
 
 
 def _scores(splits: Mapping[str, list[Mapping[str, float]]]) -> str:
@@ -110,9 +110,9 @@ class Training:
         done, total = self.rounds.done, self.rounds.total
         return done == 1 or done * LINES // total > (done - 1) * LINES // total
 
-    def details(self) -> str:
+    def details(self, separator: str = ", ") -> str:
         """Return scores and bytes."""
-        return ", ".join(part for part in (self.scores.text(), f"{size(self.bytes)} sent") if part)
+        return separator.join([*self.scores.lines(), f"{size(self.bytes)} sent"])
 
     def line(self) -> str:
         """Return everything in one line."""
@@ -122,7 +122,7 @@ class Training:
 
 
 class Display:
-    """Shows meters and a line of details while inside: live, or as lines, or not at all (``quiet``)."""
+    """Shows meters and some details while inside: live, or as lines, or not at all (``quiet``)."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
@@ -176,7 +176,7 @@ class RunProgress(Display):
         training = self._trainings[key]
         if training.add(record) and training.due():
             self.say(training.line())
-        self.show([one.rounds for one in self._trainings.values()], training.details())
+        self.show([one.rounds for one in self._trainings.values()], training.details("\n"))
 
 
 class ComparisonProgress(Display):
@@ -199,7 +199,7 @@ class ComparisonProgress(Display):
             if record["round"] - before > 1:
                 self._all.reach(start + record["round"] - 1, skipped=True)
             self._all.reach(start + record["round"])
-        self.show([self._all, self._training.rounds], self._training.details())
+        self.show([self._all, self._training.rounds], self._training.details("\n"))
 
     def _run(self, record: Record) -> None:
         if record["state"] == "started":

@@ -16,20 +16,29 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic.errors import PydanticUserError
 
 from polyfed.errors import UserError, unknown
+from polyfed.explain import explain
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Options(BaseModel):
-    """Base of every options model: unknown keys, infinities and NaN are errors."""
+    """Base of every options model: unknown keys, infinities and NaN are errors, and true is not the number 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, place: ValidationInfo) -> Any:
+        if isinstance(value, bool) and bool not in _types_in(cls.model_fields[str(place.field_name)].annotation):
+            raise ValueError("true and false have no meaning here")
+        return value
 
 
 class Registry(Generic[T]):
@@ -72,24 +81,44 @@ class Registry(Generic[T]):
             self._options[name] = options_model(self.kind, name, builder)
         return self._options[name]
 
-    def build(self, name: str, options: Mapping[str, object], *context: object) -> T:
-        """Call the builder with the house's context and the (checked) options."""
-        checked = self.options(name).model_validate({"name": name, **options})
+    def build(self, name: str, options: Mapping[str, object], *context: object, place: str = "") -> T:
+        """Call the builder with the house's context and the (checked) options.
+
+        Raises UserError naming ``place`` (where in the experiment), the option, its value and the choices.
+        """
+        if name not in self:
+            raise unknown(self.kind, name, self._builders, place=place)
+        model = self.options(name)
+        try:
+            checked = model.model_validate({"name": name, **options})
+        except ValidationError as error:
+            raise UserError(explain(error, model, f"{place}: {self.kind} {name!r}".removeprefix(": "))) from None
         chosen = {key: getattr(checked, key) for key in type(checked).model_fields if key != "name"}
         return self.builder(name)(*context, **chosen)
 
 
 def options_model(kind: str, name: str, builder: Callable[..., Any]) -> type[Options]:
     """Make the options model of a builder from its keyword-only parameters."""
-    target = builder.__init__ if inspect.isclass(builder) else builder
-    hints = get_type_hints(target, include_extras=True)
-    fields: dict[str, Any] = {"name": (Literal[name], name)}
-    for parameter in inspect.signature(builder).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[parameter.name] = (hints[parameter.name], default)
     title = f"{kind} {name}"
-    return create_model(re.sub(r"\W", "_", title), __base__=Options, __doc__=inspect.getdoc(builder), **fields)
+    target = builder.__init__ if inspect.isclass(builder) else builder
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    try:
+        hints = get_type_hints(target, include_extras=True)
+        for parameter in inspect.signature(builder).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                if parameter.name not in hints or parameter.name in fields:
+                    raise UserError(f"{kind} {name!r}: option {parameter.name!r} needs a type and a name of its own")
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[parameter.name] = (hints[parameter.name], default)
+        return create_model(re.sub(r"\W", "_", title), __base__=Options, __doc__=inspect.getdoc(builder), **fields)
+    except (NameError, TypeError, PydanticUserError) as error:
+        message = str(error).split("\n", 1)[0]
+        raise UserError(f"{kind} {name!r}: its options cannot be read from {builder.__name__}: {message}") from error
+
+
+def _types_in(hint: Any) -> list[Any]:
+    """Return a type and all that it is made of."""
+    return [hint, *(inner for part in get_args(hint) for inner in _types_in(part))]
 
 
 @dataclass(frozen=True)

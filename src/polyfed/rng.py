@@ -35,11 +35,14 @@ def numpy_generator(*key: Key) -> np.random.Generator:
 
 
 @contextmanager
-def seeded(*key: Key) -> Iterator[None]:
-    """Run code that draws from torch's process-wide CPU generator (module initialisation, dropout).
+def seeded(*key: Key, device: torch.device | None = None) -> Iterator[None]:
+    """Run code that draws from torch's process-wide generators (module initialisation, dropout).
 
-    The generator is seeded by the key inside and put back as it was afterwards.
+    They are seeded by the key inside and put back as they were afterwards: the CPU's and that of a CUDA ``device``.
     """
-    with torch.random.fork_rng(devices=[]):
+    on_gpu = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(seed_of(*key))
+        if on_gpu:
+            torch.cuda.manual_seed(seed_of(*key))
         yield

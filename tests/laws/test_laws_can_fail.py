@@ -53,7 +53,7 @@ def shuffle_by_chance(patch: Patch) -> None:
 
 def seed_the_process(patch: Patch) -> None:
     @contextmanager
-    def careless(*key: Any) -> Any:
+    def careless(*key: Any, **options: Any) -> Any:
         torch.manual_seed(0)
         yield
 
@@ -61,7 +61,7 @@ def seed_the_process(patch: Patch) -> None:
 
 
 def draw_from_the_process(patch: Patch) -> None:
-    patch.setattr(trainer, "seeded", lambda *key: nullcontext())
+    patch.setattr(trainer, "seeded", lambda *key, **options: nullcontext())
     patch.setattr(trainer, "torch_generator", lambda *key: torch.default_generator)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +212,23 @@ def test_a_bad_reply_is_refused_by_name_and_changes_nothing(method: str, damage:
     def damaged(round_number: int, client: int, reply: Reply) -> Any:
         return DAMAGES[damage](reply) if (round_number, client) == (2, 1) else reply
 
-    def lost(round_number: int, client: int, reply: Reply) -> Any:
-        return None if (round_number, client) == (2, 1) else reply
-
     outcome = train(experiment_of(method), deliver=damaged)
-    assert digests(outcome) == digests(train(experiment_of(method), deliver=lost))
+    assert digests(outcome) == digests_of_lost_reply(method)
     (refusal,) = outcome.progress.refused
     assert (refusal["round"], refusal["client"]) == (2, 1)
     assert refusal["component"] and refusal["reason"]
-    assert digests(outcome) != digests(train(experiment_of(method)))
+
+
+@cache
+def digests_of_lost_reply(method: str) -> tuple[str, str]:
+    """The end of a run in which one reply was lost; it is not the end of the undisturbed run."""
+
+    def lost(round_number: int, client: int, reply: Reply) -> Any:
+        return None if (round_number, client) == (2, 1) else reply
+
+    found = digests(train(experiment_of(method), deliver=lost))
+    assert found != digests(train(experiment_of(method)))
+    return found
 
 
 # -------------------------------------------------------------------------- promise 5: bytes are counted

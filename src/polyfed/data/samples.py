@@ -61,8 +61,8 @@ class Table:
 class Samples:
     """Rows of a table with the modalities and tasks that are offered of them.
 
-    ``rows`` (samples,) int64 are row numbers; ``present[m]`` and ``labelled[t]`` (samples,) bool are the masks. A modality
-    or task that is not a key is not held at all.
+    ``rows`` (samples,) int64 are row numbers; ``present[m]`` and ``labelled[t]`` (samples,) bool are the masks. A
+    modality or task that is not a key is not held at all.
     """
 
     table: Table

@@ -96,7 +96,7 @@ class Trainer:
             parameter.requires_grad_(request.trains is None or component_of(name, components) in request.trains)
         moving = [parameter for parameter in model.parameters.values() if parameter.requires_grad]
         model.module.train()
-        with seeded(*key, "module"):
+        with seeded(*key, "module", device=self.device):
             steps, numbers = self._descend(model, moving, request, key)
         trained = {name: value.detach().to("cpu", copy=True) for name, value in model.parameters.items()}
         return Fitted({name: trained.get(name, value) for name, value in request.start.items()}, steps, numbers)

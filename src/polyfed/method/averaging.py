@@ -73,9 +73,9 @@ class Averaging:
     """Each chosen client trains on its own samples; what it shares is averaged over those who hold it.
 
     ``objective`` is the local loss (``anchored``: it is given the received parameters as ``extra["anchor"]``),
-    ``share`` tells which parameter names travel, ``weigh`` how much a reply counts, ``missing`` what a client without a component
-    means for its average (``renormalise``: it does not count, ``dilute``: it counts as unchanged), ``server`` what is
-    done with the average. Whom to ask, with which modalities, and the training recipe are part of ``context``.
+    ``share`` tells which parameter names travel, ``weigh`` how much a reply counts, ``missing`` what a client without a
+    component means for its average (``renormalise``: it does not count, ``dilute``: it counts as unchanged), ``server``
+    what is done with the average. Whom to ask, with which modalities, and the training recipe are in ``context``.
     """
 
     context: Context

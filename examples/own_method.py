@@ -1,0 +1,79 @@
+"""Your own method, written against polyfed.method.protocol: averaging in which a client that fits well counts more.
+
+In each round
+
+1. the server sends every chosen client k the components that k holds,
+2. k trains on its own samples and reports the parameters w_k, its n_k samples and its mean training loss per task l_k,
+3. for every parameter, over the clients that hold it: w = sum_k a_k w_k / sum_k a_k with a_k = n_k / l_k^power.
+
+With power = 0 it is FedAvg. It is an example, not a method of the literature. ``plugin.yaml`` uses the same file from
+the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+import polyfed
+from polyfed.method.averaging import Context, named_by
+from polyfed.method.objective import supervised
+from polyfed.method.protocol import Clock, Conversation, Fit, Groups, Order, Reply, Work, ask, expected, fit
+from polyfed.model.architecture import Tensors
+from polyfed.scenario.federation import Card, Client, Roster
+
+
+@dataclass(frozen=True)
+class Server:
+    parameters: Tensors
+
+
+class LossWeighted:
+    """Averaging with weights n_k / loss_k^power."""
+
+    def __init__(self, context: Context, *, power: Annotated[float, Field(ge=0)] = 1.0) -> None:
+        self.context, self.power = context, power
+        self.steps = {"train": self.train}
+
+    def begin(self, initial: Tensors, roster: Roster) -> Server:
+        return Server(dict(initial))
+
+    def enrol(self, initial: Tensors, card: Card) -> Groups:
+        return {}  # nothing stays on the client
+
+    def round(self, state: Server, roster: Roster, clock: Clock) -> Conversation[Server]:
+        chosen = yield from self.context.select(roster, clock)
+        replies = yield from ask({k: self.order(state, roster[k], active) for k, active in chosen.items()})
+        weights = {k: r.examples / max(r.numbers["loss"], 1e-3) ** self.power for k, r in replies.items()}
+        averaged = dict(state.parameters)
+        for name in averaged:
+            held = {k: r.tensors["parameters"][name] for k, r in replies.items() if name in r.tensors["parameters"]}
+            if held:
+                total = sum(weights[k] for k in held)
+                averaged[name] = torch.stack([weights[k] / total * value for k, value in held.items()]).sum(0)
+        return Server(averaged)
+
+    def order(self, state: Server, card: Card, active: frozenset[str]) -> Order:
+        sent = {"parameters": self.deploy(state, card)}
+        return Order("train", active, sent, expects=expected(sent))  # the reply must look like what was sent
+
+    def train(self, order: Order, personal: Groups, client: Client, clock: Clock) -> Work:
+        start = order.tensors["parameters"]
+        fitted = yield from fit(Fit(supervised, start, client.train, self.context.recipe, order.active))
+        loss = fitted.numbers["loss"] / len(client.card.tasks)  # the objective sums over the client's tasks
+        return Reply(len(client.train), {"parameters": fitted.parameters}, {"loss": loss}), personal
+
+    def deploy(self, state: Server, card: Card) -> Tensors:
+        return {name: state.parameters[name] for name in named_by(tuple(state.parameters), card.components)}
+
+
+polyfed.METHODS.add("loss-weighted", LossWeighted)
+
+if __name__ == "__main__":
+    print("mean test accuracy  digit  parity")
+    for method in ("fedavg", "loss-weighted"):
+        tasks = polyfed.run(polyfed.load(changes={"rounds": 6, "baseline": None, "method.name": method})).summary["tasks"]
+        print(f"{method:18}  {tasks['digit']['accuracy']['mean']:.3f}  {tasks['parity']['accuracy']['mean']:.3f}")
