@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,21 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from jsonschema import Draft202012Validator, ValidationError
 from rich.console import Console
-from typer.testing import CliRunner
 
 import polyfed
 from polyfed import UserError, listing, progress
-from polyfed.cli import app
 from polyfed.errors import RunError
-from polyfed.inventory import histogram
 
 TINY = """\
 name: tiny
@@ -33,10 +31,17 @@ data: {name: avdigits, tasks: [parity]}
 scenario: {clients: 3, partition: {name: iid}}
 model: {name: modular, width: 4}
 """
-COMMANDS = [["run"], ["compare"], ["show"], ["list"], ["report"], ["schema"], ["data"], ["data", "list"]] + [
-    ["data", "check"],
-    ["data", "fetch"],
-]
+COMMANDS = ["run", "compare", "show", "list", "report", "schema", "data", "data list", "data check", "data fetch"]
+
+# typer 0.20 uses what click 8.4 deprecates; the newer typer does not go together with the extra ``flower``.
+OLD_TYPER = ".*will be removed in Click 9"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{OLD_TYPER}:DeprecationWarning")
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", OLD_TYPER, DeprecationWarning)
+    from typer.testing import CliRunner
+
+    from polyfed.cli import app
+    from polyfed.inventory import histogram
 
 
 @pytest.fixture(scope="module")
@@ -52,46 +57,48 @@ def finished(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, call("run", experiment, "--out", str(folder))
 
 
+@dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 def call(*arguments: str) -> Result:
     """Run a command in this process."""
-    return CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments), prog_name="polyfed")
+    return Result(result.exit_code, result.stdout, result.stderr)
 
 
 def refused(*arguments: str) -> str:
     """Run a command that must be refused as a mistake, in one message on standard error."""
     result = call(*arguments)
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == 2, result
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     return result.stderr
 
 
-def process(*arguments: str, **named: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "polyfed", *arguments], capture_output=True, text=True, check=False, **named
-    )
-
-
 # ------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself_with_examples(command: list[str]) -> None:
-    result = call(*command, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_examples(command: str) -> None:
+    result = call(*command.split(), "--help")
     assert result.exit_code == 0
-    assert f"polyfed {' '.join(command)}" in result.output or len(command) == 1
-    if command != ["data"]:
-        assert "Example" in result.output
+    assert f"Usage: polyfed {command} " in result.stdout
+    assert "Example" in result.stdout or command == "data"
 
 
 def test_version() -> None:
-    assert call("--version").output == f"polyfed {polyfed.__version__}\n"
+    assert call("--version").stdout == f"polyfed {polyfed.__version__}\n"
 
 
 def test_help_needs_no_torch_and_has_no_escape_codes() -> None:
     code = "import sys; sys.argv = ['polyfed', '--help']\nfrom polyfed.cli import main\ntry: main()\n"
     code += "finally: print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.rstrip().endswith("set()")
     assert "\x1b" not in done.stdout
 
@@ -113,7 +120,7 @@ def test_run_prints_the_gain_over_the_baseline(finished: tuple[Path, Result]) ->
     assert line.split()[2:8] == ["all", "3", f"{100 * accuracy:.1f}", "%", f"{100 * baseline:.1f}", "%"]
     assert f"digest: {summary['digest'][:12]}" in result.stdout
     assert f"report: {folder / 'report.html'}\n" in result.stdout
-    assert "\x1b" not in result.output
+    assert "\x1b" not in result.stdout + result.stderr
 
 
 def test_progress_goes_to_standard_error_line_by_line(finished: tuple[Path, Result]) -> None:
@@ -130,7 +137,7 @@ def test_progress_goes_to_standard_error_line_by_line(finished: tuple[Path, Resu
 def test_quiet_prints_nothing(experiment: str, tmp_path: Path) -> None:
     arguments = ["--set", "rounds=1", "--set", "baseline=null", "--out", str(tmp_path / "run"), "--quiet"]
     result = call("run", experiment, *arguments)
-    assert (result.exit_code, result.output) == (0, "")
+    assert result == Result(0, "", "")
     assert json.loads((tmp_path / "run" / "summary.json").read_bytes())["baseline"] is None
 
 
@@ -187,7 +194,7 @@ def test_ctrl_c_says_how_to_go_on(experiment: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "polyfed", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         deadline = time.monotonic() + 60
-        while not list(folder.glob("checkpoints/round-*")) and time.monotonic() < deadline:
+        while not list(folder.glob("checkpoints/round-*")) and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         output, errors = running.communicate(timeout=60)
@@ -236,7 +243,7 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     arguments = ["compare", experiment, "--methods", "local,fedprox[mu=0.1]", "--seeds", "0-1", "--set", "rounds=1"]
     result = call(*arguments, "--out", str(folder))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     assert re.search(r"fedprox\S*\s+\d+\.\d ± \d+\.\d", result.stdout)
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == [f"run {k}/4" for k in (1, 2, 3, 4)]
     again = call(*arguments, "--out", str(folder))
@@ -358,7 +365,7 @@ def test_list_of_kinds_and_an_unknown_kind() -> None:
     ],
 )
 def test_types_in_words(schema: dict[str, Any], told: str) -> None:
-    definitions = {"$defs": {"Group": {"properties": {"clients": {}, "modalities": {}}}}}
+    definitions: dict[str, Any] = {"$defs": {"Group": {"properties": {"clients": {}, "modalities": {}}}}}
     assert listing.kind_of(schema, definitions) == told
 
 
@@ -371,13 +378,15 @@ def test_defaults_are_written_as_yaml(value: Any, text: str) -> None:
 
 
 def test_schema_describes_experiment_files() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the extra 'test' is not installed")
     schema = json.loads(call("schema").stdout)
-    Draft202012Validator.check_schema(schema)
-    validator = Draft202012Validator(schema)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
     validator.validate(yaml.safe_load((Path(polyfed.__file__).parent / "default.yaml").read_text()))
     validator.validate(yaml.safe_load(TINY))
-    for wrong in ({"rounds": 0}, {"method": {"name": "fedpox"}}, {"engin": {}}):
-        with pytest.raises(ValidationError):
+    mistakes: list[dict[str, Any]] = [{"rounds": 0}, {"method": {"name": "fedpox"}}, {"engin": {}}]
+    for wrong in mistakes:
+        with pytest.raises(jsonschema.ValidationError):
             validator.validate(wrong)
 
 
@@ -401,13 +410,10 @@ def test_mistakes_of_reports(finished: tuple[Path, Result], tmp_path: Path) -> N
 
 
 def test_data_list_says_what_is_there(tmp_path: Path) -> None:
-    lines = {
-        line.split()[0]: line.split()[1]
-        for line in call("data", "list", "--root", str(tmp_path)).stdout.splitlines()[3:]
-        if line.strip()
-    }
-    assert lines["avdigits"] == "yes"
-    assert lines["mnist"] == lines["av-mnist"] == "no"
+    rows = [line.split() for line in call("data", "list", "--root", str(tmp_path)).stdout.splitlines()]
+    there = {words[0]: words[1] for words in rows if len(words) > 1}
+    assert there["avdigits"] == "yes"
+    assert there["mnist"] == there["av-mnist"] == "no"
 
 
 def test_data_check(tmp_path: Path) -> None:
@@ -430,17 +436,9 @@ def test_data_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f"'{sys.executable}' -m polyfed schema | head -c 1"
+    command = f"'{sys.executable}' -m polyfed list methods | head -c 1"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("{", "")
-
-
-def test_a_pipe_gets_no_escape_codes_even_from_a_coloured_terminal() -> None:
-    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    done = process("list", "methods", env=environment)
-    assert done.returncode == 0
-    assert "fedavg" in done.stdout
-    assert "\x1b" not in done.stdout
+    assert (done.stdout, done.stderr) == ("m", "")
 
 
 def test_time_left_counts_only_what_was_measured() -> None:
@@ -458,11 +456,10 @@ def test_time_left_counts_only_what_was_measured() -> None:
 
 @pytest.mark.parametrize(("rounds", "lines"), [(1, 1), (3, 3), (10, 10), (100, 11), (1000, 11)])
 def test_a_run_prints_a_line_every_tenth(rounds: int, lines: int) -> None:
-    console = Console(record=True, file=open(os.devnull, "w"), width=100)  # noqa: SIM115
+    console = Console(record=True, file=io.StringIO(), width=100)
     watch = progress.RunProgress(console, "fedavg", "", rounds)
     for number in range(1, rounds + 1):
         watch({"kind": "round", "round": number, "bytes": {"up": 1000, "down": 0}})
-    console.file.close()
     assert len(console.export_text().splitlines()) == lines
 
 
@@ -479,13 +476,12 @@ def test_scores_are_means_over_clients_of_the_latest_round() -> None:
 
 
 def test_the_live_display_shows_bars() -> None:
-    console = Console(force_terminal=True, file=open(os.devnull, "w"), width=80, color_system=None)  # noqa: SIM115
+    console = Console(force_terminal=True, file=io.StringIO(), width=80, color_system=None)
     with progress.ComparisonProgress(console, 2, 4) as watch:
         watch({"kind": "run", "state": "started", "method": "fedavg", "seed": 0})
         watch({"kind": "round", "round": 1, "bytes": {"up": 0, "down": 0}})
-        drawn = Console(width=80, record=True, file=console.file)
+        drawn = Console(width=80, record=True, file=io.StringIO())
         drawn.print(watch.render())
         text = drawn.export_text()
-    console.file.close()
     assert re.search(r"all runs +━+ +1/8", text)
     assert re.search(r"fedavg, seed 0 +━+ +1/4", text)

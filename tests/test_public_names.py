@@ -44,7 +44,6 @@ def test_importing_polyfed_does_not_import_torch() -> None:
     assert in_a_new_process(code) == f"{polyfed.__version__} False"
 
 
-@pytest.mark.parametrize("first", ["polyfed.run", "polyfed.compare"])
-def test_functions_are_not_hidden_by_modules_of_their_name(first: str) -> None:
-    code = f"import polyfed, {first}; print(polyfed.run.__name__, polyfed.compare.__name__, callable(polyfed.run))"
-    assert in_a_new_process(code) == "run compare True"
+def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
+    code = "import polyfed, polyfed.run, polyfed.compare; print(polyfed.run.__name__, polyfed.compare.__name__)"
+    assert in_a_new_process(code) == "run compare"

@@ -30,7 +30,7 @@ app.add_typer(data_command.app, name="data")
 ExperimentFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[EXPERIMENT.yaml]", help="Experiment file; default: the one inside polyfed.", show_default=False
+        metavar="EXPERIMENT.yaml", help="Experiment file; default: the one inside polyfed.", show_default=False
     ),
 ]
 Settings = Annotated[
@@ -229,7 +229,7 @@ def list_command(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="methods, datasets, scenarios, models, encoders, fusions, heads or selections."
+            metavar="KIND", help="methods, datasets, scenarios, models, encoders, fusions, heads or selections."
         ),
     ] = None,
 ) -> None:

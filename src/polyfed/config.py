@@ -6,10 +6,7 @@ are checked when the file is loaded, and ``polyfed schema`` describes it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 import polyfed
+from polyfed import plugins
 from polyfed.data.catalog import DATASETS
 from polyfed.errors import UserError
 from polyfed.explain import explain
@@ -31,6 +29,7 @@ from polyfed.registry import Chosen, Options, Registry
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
 
 VERSION = 1
+LARGEST = 1e30  # of the factors that training multiplies by: float32 ends at 3.4e38
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,9 +38,9 @@ class TrainSection(Options):
     """How clients train: the recipe of every local fit."""
 
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="local optimiser")] = "sgd"
-    lr: Annotated[float, Field(gt=0, description="local learning rate")] = 0.05
+    lr: Annotated[float, Field(gt=0, le=LARGEST, description="local learning rate")] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1, description="heavy-ball momentum (sgd)")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=LARGEST, description="weight decay")] = 0.0
     epochs: Annotated[int, Field(ge=1, description="local epochs per round")] = 1
     batch_size: Annotated[int, Field(ge=1, description="mini-batch size")] = 32
     clip_norm: Annotated[float | None, Field(gt=0, description="largest gradient norm; null for no limit")] = None
@@ -51,7 +50,7 @@ class EngineSection(Options):
     """What executes the experiment, how closely it is watched and when it stops early."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto uses a GPU when there is one")] = "auto"
-    threads: Annotated[int, Field(ge=1, description="torch threads; small models are fastest with one")] = 1
+    threads: Annotated[int, Field(ge=1, le=1024, description="torch threads; small models are fastest with one")] = 1
     evaluate_every: Annotated[int, Field(ge=1, description="rounds between evaluations")] = 1
     checkpoint_every: Annotated[int, Field(ge=1, description="rounds between checkpoints")] = 1
     quorum: Annotated[float, Field(gt=0, le=1, description="share of sound replies a round needs")] = 0.5
@@ -181,16 +180,18 @@ def load(path: Path | str | None = None, changes: Mapping[str, object] | None = 
     """
     file = Path(__file__).with_name("default.yaml") if path is None else Path(path)
     raw = read_yaml(file)
-    raw["plugins"] = [_located(plugin, file.parent) for plugin in raw.get("plugins") or []]
-    return parse(changed(raw, changes or {}), source=str(file) if path is not None else "the embedded experiment")
+    source = str(file) if path is not None else "the embedded experiment"
+    raw["plugins"] = plugins.located(raw.get("plugins"), file.parent, source)
+    return parse(changed(raw, changes or {}), source=source)
 
 
 def parse(raw: Mapping[str, Any], *, source: str = "experiment") -> Experiment:
     """Check raw values and make an experiment of them."""
-    for plugin in raw.get("plugins") or []:
-        _import(plugin)
+    named = plugins.located(raw.get("plugins"), Path.cwd(), source)
+    for plugin in named:
+        plugins.load(plugin)
     model = schema()
-    filled = _with_names(raw)
+    filled = _with_names({**raw, "plugins": named})
     try:
         checked = model.model_validate(filled)
     except ValidationError as error:
@@ -295,9 +296,13 @@ def read_setting(text: str) -> tuple[str, object]:
     if not separator or not path or any(not part for part in path.split(".")):
         raise UserError(f"--set {text!r}: write it as key=value, for instance --set train.lr=0.1")
     try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return path, _copied(yaml.load(value, Loader=_StrictLoader))  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, *UNREADABLE) as error:
         raise UserError(f"--set {text!r}: the value is not YAML") from error
+
+
+# What PyYAML raises besides its own errors: for impossible dates and numbers, and for nesting without end.
+UNREADABLE = (ValueError, RecursionError)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -318,7 +323,7 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a table."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        raw = _copied(yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader))  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -327,38 +332,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except (yaml.YAMLError, *UNREADABLE) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:
-        return {}
+        raise UserError(f"{path}: is empty; write at least one key and its value, such as rounds: 20")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found a {type(raw).__name__}")
     return raw
-
-
-def _located(plugin: object, folder: Path) -> str:
-    text = str(plugin)
-    return str((folder / text).resolve()) if text.endswith(".py") else text
-
-
-def _import(plugin: str) -> None:
-    """Import a module or a Python file once; it registers its parts by being imported."""
-    if not plugin.endswith(".py"):
-        try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise UserError(f"plugins: module {plugin!r} cannot be imported: {error}") from error
-        return
-    name = f"polyfed_plugin_{Path(plugin).stem}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, plugin)
-    if spec is None or spec.loader is None or not Path(plugin).is_file():
-        raise UserError(f"plugins: {plugin}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception:
-        del sys.modules[name]
-        raise

@@ -40,7 +40,7 @@ def list_command(root: Root = None) -> None:
 @app.command("check", epilog="Examples:\n\npolyfed data check\n\npolyfed data check mnist --root data")
 @guarded
 def check_command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Dataset; default: all that are there.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Dataset; default: all that are there.")] = None,
     root: Root = None,
 ) -> None:
     """Compare datasets with what was published; exit code 1 if one of them differs."""

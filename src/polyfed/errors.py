@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class PolyfedError(Exception):
@@ -33,3 +36,17 @@ def unknown(kind: str, value: object, choices: Iterable[str], *, place: str = ""
     hint = f"; did you mean {close[0]!r}?" if close else "."
     where = f"{place}: " if place else ""
     return UserError(f"{where}unknown {kind} {value!r}{hint} Choices: {', '.join(names) or 'none'}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a file or folder of a run is written; where the system refuses, that is a UserError naming it.
+
+    Whoever writes takes care that what was saved before stays as it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
+        raise UserError(f"{path}: {reason}; what was saved before is intact") from error

@@ -33,7 +33,9 @@ def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
         return f"{value!r} is not one of the choices: {context['expected']}"
     if kind == "missing":
         return "is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":  # raised by a check of polyfed's own, which names the value
+        return str(fault["msg"]).removeprefix("Value error, ")
+    message = str(fault["msg"])
     return f"{value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 

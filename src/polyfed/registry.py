@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic.errors import PydanticUserError
 
 from polyfed.errors import UserError, unknown
@@ -33,12 +33,20 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_number(cls, value: Any, place: ValidationInfo) -> Any:
-        if isinstance(value, bool) and bool not in _types_in(cls.model_fields[str(place.field_name)].annotation):
-            raise ValueError("true and false have no meaning here")
-        return value
+    def _no_numbers(cls, values: Any) -> Any:
+        """Turn true and false into texts where a number belongs, so that they are refused there."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: str(value).lower() if cls._is_no_number(key, value) else value for key, value in values.items()}
+
+    @classmethod
+    def _is_no_number(cls, key: object, value: object) -> bool:
+        if not isinstance(value, bool) or key not in cls.model_fields:
+            return False
+        wanted = _types_in(cls.model_fields[str(key)].annotation)
+        return bool not in wanted and (int in wanted or float in wanted)
 
 
 class Registry(Generic[T]):
@@ -99,21 +107,29 @@ class Registry(Generic[T]):
 
 def options_model(kind: str, name: str, builder: Callable[..., Any]) -> type[Options]:
     """Make the options model of a builder from its keyword-only parameters."""
-    title = f"{kind} {name}"
-    target = builder.__init__ if inspect.isclass(builder) else builder
+    title = re.sub(r"\W", "_", f"{kind} {name}")
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     try:
-        hints = get_type_hints(target, include_extras=True)
-        for parameter in inspect.signature(builder).parameters.values():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                if parameter.name not in hints or parameter.name in fields:
-                    raise UserError(f"{kind} {name!r}: option {parameter.name!r} needs a type and a name of its own")
-                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[parameter.name] = (hints[parameter.name], default)
-        return create_model(re.sub(r"\W", "_", title), __base__=Options, __doc__=inspect.getdoc(builder), **fields)
-    except (NameError, TypeError, PydanticUserError) as error:
+        fields |= option_fields(builder)
+        return create_model(title, __base__=Options, __doc__=inspect.getdoc(builder), **fields)
+    except (LookupError, NameError, TypeError, PydanticUserError) as error:
         message = str(error).split("\n", 1)[0]
-        raise UserError(f"{kind} {name!r}: its options cannot be read from {builder.__name__}: {message}") from error
+        raise UserError(f"{kind} {name!r}: its options cannot be read: {message}") from error
+
+
+def option_fields(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Return type and default of every keyword-only parameter; LookupError for one that cannot be an option."""
+    hints = get_type_hints(builder.__init__ if inspect.isclass(builder) else builder, include_extras=True)
+    fields = {}
+    for parameter in inspect.signature(builder).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if parameter.name not in hints:
+                raise LookupError(f"option {parameter.name!r} has no type annotation")
+            if parameter.name == "name":
+                raise LookupError("an option cannot be called 'name', the key that names the builder")
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    return fields
 
 
 def _types_in(hint: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from polyfed.config import Experiment
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.engine.loop import Outcome
 from polyfed.engine.records import Observer
-from polyfed.errors import UserError
+from polyfed.errors import UserError, writing
 from polyfed.report.page import write_report
 from polyfed.summary import Summary, rows, summarise
 from polyfed.world import World, build_world
@@ -68,7 +68,7 @@ def run(
         if out is None:
             return _in_memory(chosen, observers)
         with claimed(Path(out), resume=resume, overwrite=overwrite) as folder:
-            return _in_folder(chosen, folder, resume, observers)
+            return _in_folder(chosen, folder, resume, observers, overwrite=overwrite)
 
 
 def _in_memory(experiment: Experiment, observers: Sequence[Observer]) -> Run:
@@ -79,19 +79,24 @@ def _in_memory(experiment: Experiment, observers: Sequence[Observer]) -> Run:
     return Run(summarise(world, outcome, baseline), None, world, outcome)
 
 
-def _in_folder(experiment: Experiment, folder: Path, resume: bool, observers: Sequence[Observer]) -> Run:
-    finished = read_summary(folder)
-    if resume and finished is not None and is_done(finished, experiment):
+def _in_folder(
+    experiment: Experiment, folder: Path, resume: bool, observers: Sequence[Observer], *, overwrite: bool = False
+) -> Run:
+    finished = read_summary(folder) if resume else None
+    if finished is not None and is_done(finished, experiment):
         same_experiment(experiment, folder)
         return Run(finished, folder)
     world = build_world(experiment)
     if resume:
         same_experiment(experiment, folder)
+    if overwrite:  # only now: a mistake in the experiment must not cost the run that is there
+        _clear(folder)
     write_atomically(folder / "experiment.yaml", experiment.yaml().encode())
     reference = _reference(experiment)
     baseline = None
     if reference is not None:
-        (folder / "baseline").mkdir(exist_ok=True)
+        with writing(folder):
+            (folder / "baseline").mkdir(exist_ok=True)
         baseline = _in_folder(reference, folder / "baseline", resume, _marked(observers)).summary
     outcome = world.loop(folder, observers).run(resume=resume)
     summary = summarise(world, outcome, baseline)
@@ -128,8 +133,8 @@ def read_summary(folder: Path) -> Summary | None:
         summary = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{path} is not a summary")
+    if not isinstance(summary, dict) or not isinstance(summary.get("rounds"), int):
+        raise UserError(f"{path} is not a summary polyfed wrote; start anew with --overwrite")
     return summary
 
 
@@ -174,8 +179,6 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{folder}: another polyfed process is running in this folder") from error
-        if overwrite:
-            _clear(folder)
         yield folder
 
 

@@ -72,7 +72,8 @@ class World:
 
 
 def build_world(experiment: Experiment) -> World:
-    """Build everything an experiment names."""
+    """Build everything an experiment names. Raises UserError for whatever is wrong with it."""
+    device_of(experiment.engine.device)
     scenario = experiment.scenario
     federation = build(
         dataset_of(experiment),
@@ -91,6 +92,7 @@ def build_world(experiment: Experiment) -> World:
         experiment.model.name, experiment.model.options, federation.modalities, federation.tasks
     )
     select = experiment.select if federation.members is None else Chosen("all")
+    check_cohort(select, len(federation.cards))
     context = Context(
         experiment.train,
         architecture.components,
@@ -99,6 +101,13 @@ def build_world(experiment: Experiment) -> World:
     )
     method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
     return World(experiment, with_components(federation, architecture), architecture, method)
+
+
+def check_cohort(select: Chosen, clients: int) -> None:
+    """Refuse to ask more clients per round than there are."""
+    wanted = select.options.get("clients")
+    if isinstance(wanted, int) and wanted > clients:
+        raise UserError(f"select.clients: {wanted} clients per round, but the federation has {clients}")
 
 
 def dataset_of(experiment: Experiment) -> Dataset:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from polyfed.data.catalog import DATASETS
 from polyfed.data.cg_mnist import COLOUR_DEVIATION, COLOUR_MEAN, MEANS, around, cg_mnist
 from polyfed.data.mnist import digits
+from polyfed.errors import UserError
 
 
 def test_mean_colours_are_well_separated() -> None:
@@ -75,5 +75,5 @@ def test_the_seed_fixes_every_colour_and_a_limit_changes_none(small_root: Path) 
 
 @pytest.mark.parametrize("options", [{"means": MEANS[:9]}, {"means": [(2, 0, 0), *MEANS[1:]]}, {"variance": -1}])
 def test_impossible_options_are_refused(options: dict[str, object], small_root: Path) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(UserError, match=f"dataset 'cg-mnist': {next(iter(options))}"):
         DATASETS.build("cg-mnist", options, small_root)

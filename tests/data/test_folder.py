@@ -199,14 +199,14 @@ CASES: list[tuple[str, Edit, str]] = [
     ("broken yaml", lambda place: (place / "dataset.yaml").write_text("a: [1"), r"dataset\.yaml: cannot be read"),
     ("not a mapping", lambda place: (place / "dataset.yaml").write_text("3"), r"dataset\.yaml: the file: "),
     ("yaml object", lambda place: (place / "dataset.yaml").write_text("!!python/name:os.system"), "cannot be read"),
-    ("unknown key", replace("dataset.yaml", "name:", "title:"), r"dataset\.yaml: title: Extra inputs"),
+    ("unknown key", replace("dataset.yaml", "name:", "title:"), r"dataset\.yaml: title: unknown key 'title'. Choices: name"),
     ("key twice", replace("dataset.yaml", "sensor:", "photo:"), "'photo' is written twice"),
     ("modality and task share a name", replace("dataset.yaml", "age:", "photo:"), "used twice: photo"),
     ("unusable name", replace("dataset.yaml", "age:", "my.age:"), "'my.age' cannot be a name"),
     ("reserved name", replace("dataset.yaml", "age:", "split:"), "'split' cannot be a name"),
-    ("unknown kind", modality(kind="smell"), "modalities.sensor.kind: Input should be"),
+    ("unknown kind", modality(kind="smell"), "modalities.sensor.kind: 'smell' is not one of the choices"),
     ("axes", modality(shape=[5]), r"kind sensor needs a shape of 2 numbers, not \[5\]"),
-    ("negative size", modality(shape=[2, -5]), r"modalities.sensor.shape.1: Input should be greater than 0"),
+    ("negative size", modality(shape=[2, -5]), r"modalities.sensor.shape.1: -5 .* greater than 0"),
     ("channels of audio", modality(kind="audio", shape=[2, 3, 4]), "kind audio needs a shape"),
     ("vocabulary", modality(vocabulary=3), "'vocabulary' .* belongs to kind tokens"),
     ("no classes", task(labels=None), "needs 'classes'"),
@@ -336,7 +336,7 @@ def test_a_bad_row_of_an_array_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"path '{tmp_path / 'none'}' is not a folder")):
+    with pytest.raises(UserError, match=re.escape(f"path: '{tmp_path / 'none'}' is not a folder")):
         load(tmp_path / "none")
 
 

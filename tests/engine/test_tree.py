@@ -56,5 +56,5 @@ def test_a_skeleton_that_does_not_fit_is_refused_with_its_place(change: dict[str
 
 
 def test_what_cannot_be_saved_is_named() -> None:
-    with pytest.raises(TypeError, match="state at /x holds a object"):
+    with pytest.raises(UserError, match="state at /x holds a object, which cannot be saved"):
         pack({"x": object()})

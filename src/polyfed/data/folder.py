@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -14,6 +13,7 @@ from polyfed.data.dataset import Dataset, Root
 from polyfed.data.folder_description import SPLIT, read_description
 from polyfed.data.folder_samples import Sheet, read_sheet, read_table
 from polyfed.data.samples import Table
+from polyfed.data.source import existing_folder
 from polyfed.errors import UserError, unknown
 
 
@@ -31,9 +31,7 @@ def folder(
 
     Raises UserError naming the file and line for whatever does not fit.
     """
-    place = Path(path).expanduser()
-    if not place.is_dir():
-        raise UserError(f"dataset folder: path {path!r} is not a folder that exists")
+    place = existing_folder(path, "dataset folder: path")
     description, sheet = read_description(place / "dataset.yaml"), read_sheet(place)
     table, field_labels = read_table(sheet, description)
     train, test = split_rows(sheet)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from polyfed.data.schema import Modality, ModalityKind, Task, TaskKind
 from polyfed.errors import UserError
+from polyfed.explain import explain
 
 AXES: dict[ModalityKind, int] = {"image": 3, "audio": 3, "sensor": 2, "vector": 1, "tokens": 1}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -138,8 +139,6 @@ def read_description(path: Path) -> Description:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
-        faults = (
-            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
-        )
-        raise UserError(f"{path}: {'; '.join(faults)}") from error
+        raise UserError(explain(error, Description, str(path))) from None
+    except ValueError as error:  # PyYAML's, for a date or number that cannot be
+        raise UserError(f"{path}: cannot be read: {error}") from error

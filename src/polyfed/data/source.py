@@ -21,10 +21,19 @@ def data_root(explicit: str | None) -> Root:
     named, place = (explicit, "data.root") if explicit else (os.environ.get(VARIABLE), VARIABLE)
     if not named:
         return None
-    root = Path(named).expanduser()
-    if not root.is_dir():
+    return existing_folder(named, place)
+
+
+def existing_folder(named: str, place: str) -> Path:
+    """Return the folder of that name (~ is the home folder); raises UserError where there is none."""
+    try:
+        folder = Path(named).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError):  # a name longer than a file system takes; the home of a user who does not exist
+        there = False
+    if not there:
         raise UserError(f"{place}: {named!r} is not a folder that exists")
-    return root
+    return folder
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ file; tensors are safetensors. Personal states are one file per client, kept as 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from polyfed.engine.tree import pack, unpack
-from polyfed.errors import UserError
+from polyfed.errors import UserError, writing
 from polyfed.method.protocol import Groups
 from polyfed.scenario.federation import ClientId
 
@@ -54,20 +53,51 @@ class Checkpoints:
     def write(
         self, round_number: int, state: Any, changed: Mapping[ClientId, Groups], progress: Mapping[str, Any]
     ) -> None:
-        """Save a round; ``changed`` are the personal states that differ from the last checkpoint."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Save a round; ``changed`` are the personal states that differ from the last checkpoint.
+
+        Raises UserError where that is impossible (a full disk, say); then the checkpoints before are as they were.
+        """
+        draft = self.folder / f".draft-{round_number:06d}"
+        added: list[Path] = []
+        with writing(self.folder):
+            try:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+                files = self._write_personal(round_number, changed, added)
+                self._write_head(draft, round_number, state, files, progress)
+                target = self.folder / _name(round_number)
+                shutil.rmtree(target, ignore_errors=True)
+                draft.rename(target)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                _remove(added)
+                raise
+            _sync(self.folder)
+        self._personal_files = files
+        self._tidy()
+
+    def _write_personal(
+        self, round_number: int, changed: Mapping[ClientId, Groups], added: list[Path]
+    ) -> dict[ClientId, dict[str, Any]]:
+        """Write the personal states that changed and return where all are; ``added`` gets the files as they are made."""
+        files = dict(self._personal_files)
         personal = self.folder / "personal"
         if changed:
             personal.mkdir(exist_ok=True)
-        files = dict(self._personal_files)
         for client, groups in changed.items():
-            name = f"client-{client:06d}-round-{round_number:06d}"
-            skeleton, digest = _write_tensors(personal / f"{name}.safetensors", groups)
-            files[client] = {"file": f"{name}.safetensors", "sha256": digest, "skeleton": skeleton}
-        target = self.folder / _name(round_number)
-        draft = self.folder / f".draft-{round_number:06d}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+            added.append(personal / f"client-{client:06d}-round-{round_number:06d}.safetensors")
+            skeleton, digest = _write_tensors(added[-1], groups)
+            files[client] = {"file": added[-1].name, "sha256": digest, "skeleton": skeleton}
+        return files
+
+    def _write_head(
+        self,
+        draft: Path,
+        round_number: int,
+        state: Any,
+        files: Mapping[ClientId, dict[str, Any]],
+        progress: Mapping[str, Any],
+    ) -> None:
         skeleton, digest = _write_tensors(draft / "state.safetensors", state)
         head = {
             "format": FORMAT,
@@ -79,11 +109,6 @@ class Checkpoints:
             "progress": dict(progress),
         }
         _write(draft / "state.json", json.dumps(head).encode())
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-        _sync(self.folder)
-        self._personal_files = files
-        self._tidy()
 
     def latest(self, state_type: type[S]) -> Saved[S] | None:
         """Read the newest whole checkpoint, None if there is none.
@@ -110,19 +135,27 @@ class Checkpoints:
                 f"{path}: this checkpoint belongs to another run: {', '.join(differing)} differ. "
                 "Resume with the experiment it was started with, or use --overwrite"
             )
-        state = unpack(state_type, head["state"], _read_tensors(path / "state.safetensors", head["sha256"]))
+        try:
+            return self._unpacked(head, path, state_type)
+        except (LookupError, TypeError, ValueError) as error:
+            raise DamagedCheckpointError(
+                f"{path / 'state.json'} is damaged: {type(error).__name__} {error} where its entries are read"
+            ) from error
+
+    def _unpacked(self, head: Mapping[str, Any], path: Path, state_type: type[S]) -> Saved[S]:
+        state = unpack(state_type, head["state"], _read_tensors(path / "state.safetensors", head["sha256"]), str(path))
         entries = {int(client): entry for client, entry in head["personal"]}
         personal = {
             client: unpack(
                 Groups,
                 entry["skeleton"],
                 _read_tensors(self.folder / "personal" / Path(entry["file"]).name, entry["sha256"]),
-                f"client {client}",
+                f"{path}: client {client}",
             )
             for client, entry in entries.items()
         }
         self._personal_files = entries
-        return Saved(int(head["round"]), state, personal, head["progress"])
+        return Saved(int(head["round"]), state, personal, dict(head["progress"]))
 
     def _tidy(self) -> None:
         """Drop checkpoints but the newest, and personal files that none of these refers to."""
@@ -154,15 +187,16 @@ def digest_of(parameters: Mapping[str, Tensor]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file so that a reader sees the old content or the new, never a part; raises UserError if it cannot."""
     draft = path.with_name(f".{path.name}.draft")
-    try:
-        _write(draft, content)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with writing(path):
+        try:
+            _write(draft, content)
+            draft.replace(path)
+        except BaseException:
+            _remove([draft])
+            raise
+        _sync(path.parent)
 
 
 def _name(round_number: int) -> str:
@@ -183,15 +217,17 @@ def _write_tensors(path: Path, value: Any) -> tuple[Any, str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{path}: the disk is full; what was saved before is intact") from error
-        raise
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(files: Iterable[Path]) -> None:
+    """Remove what was begun; that this fails too must not hide why."""
+    for path in files:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
@@ -207,7 +243,7 @@ def _read_head(path: Path) -> dict[str, Any]:
         head = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(head, dict):
+    if not isinstance(head, dict) or not isinstance(head.get("identity", {}), dict):
         raise DamagedCheckpointError(f"{path} is not a checkpoint")
     return head
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,11 @@ from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
 from polyfed.engine.drive import drive
 from polyfed.engine.evaluate import Evaluation, evaluate, score
 from polyfed.engine.records import Observer, Recorder
+from polyfed.engine.screen import DIVERGED
 from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
 from polyfed.engine.trainer import Trainer
 from polyfed.engine.tree import pack
+from polyfed.errors import RunError, UserError
 from polyfed.method.protocol import Clock, Method, join
 from polyfed.model.architecture import Architecture, Tensors
 from polyfed.scenario.federation import Card, Federation
@@ -54,6 +57,17 @@ class Progress:
     refused: list[dict[str, Any]] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     records_length: int = 0
+
+    @classmethod
+    def of(cls, saved: Saved[Any]) -> Progress:
+        """Read what a checkpoint holds; raises UserError where another version of polyfed wrote it."""
+        try:
+            return cls(**saved.progress)
+        except TypeError as error:
+            raise UserError(
+                f"the checkpoint of round {saved.round} holds another progress than this version of polyfed writes "
+                f"({error}); start anew with --overwrite"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ class Loop:
         first = self.method.begin(initial, self.federation.cards)
         saved = self.checkpoints.latest(type(first)) if resume and self.checkpoints is not None else None
         state = first if saved is None else saved.state
-        progress = Progress() if saved is None else Progress(**saved.progress)
+        progress = Progress() if saved is None else Progress.of(saved)
         recorder = Recorder(self.records, self.observers, at=progress.records_length)
         self._mark = time.perf_counter()
         try:
@@ -181,6 +195,7 @@ class Loop:
             return join(self.method.deploy(state, trained), personal, client=trained.id)
 
         found = list(evaluate(self.judged, self.trainer, parameters_of))
+        check_finite(found, progress.round)
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
@@ -213,6 +228,18 @@ class Loop:
         self._clock_in(progress)
         progress.records_length = recorder.flush()
         self.checkpoints.write(progress.round, state, simulator.personal.take_changed(), vars(progress))
+
+
+def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
+    """Raise RunError naming the first client, task and metric that is NaN or infinite: the model is of no use."""
+    for one in evaluations:
+        for task, metrics in one.metrics.items():
+            for metric, value in metrics.items():
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"round {round_number}: client {one.client}, task {task!r}: {metric} of its {one.split} samples "
+                        f"is {value}{DIVERGED}"
+                    )
 
 
 def with_components(federation: Federation, architecture: Architecture) -> Federation:

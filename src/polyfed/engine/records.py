@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from polyfed.errors import UserError
+from polyfed.errors import UserError, writing
 
 Record = Mapping[str, Any]
 Observer = Callable[[Record], None]
 
 
 class Recorder:
-    """Appends records to a file (none if ``path`` is None) and shows each to observers."""
+    """Appends records to a file (none if ``path`` is None) and shows each to observers.
+
+    ``at`` is the length of the file when the checkpoint was written that the run goes on from; what was appended
+    afterwards is cut off. Raises UserError where the file is shorter, damaged before that length, or unwritable.
+    """
 
     def __init__(self, path: Path | None, observers: tuple[Observer, ...] = (), *, at: int = 0) -> None:
-        self.path = path
         self.observers = observers
-        self._file = None
+        self._place = path or Path()
+        self._file: BinaryIO | None = None
         if path is not None:
-            self._file = path.open("r+b" if path.exists() else "w+b")
-            self._file.truncate(at)
-            self._file.seek(at)
+            with writing(path):
+                self._file = path.open("r+b" if path.exists() else "w+b")
+                check_start(self._file, path, at)
+                self._file.truncate(at)
+                self._file.seek(at)
 
     def write(self, record: Record) -> None:
         """Append one record."""
         if self._file is not None:
-            try:
+            with writing(self._place):
                 self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            except OSError as error:
-                raise _explained(error, self.path) from error
         for observer in self.observers:
             observer(record)
 
     def flush(self) -> int:
-        """Hand everything to the operating system; return the length of the file in bytes."""
+        """Have everything written to the disk; return the length of the file in bytes."""
         if self._file is None:
             return 0
-        try:
+        with writing(self._place):
             self._file.flush()
-        except OSError as error:
-            raise _explained(error, self.path) from error
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with writing(self._place):
+                self._file.close()
 
 
-def _explained(error: OSError, path: Path | None) -> Exception:
-    if error.errno == errno.ENOSPC:
-        return UserError(f"{path}: the disk is full; the last checkpoint is intact, resume with --resume")
-    return error
+def check_start(file: BinaryIO, path: Path, length: int) -> None:
+    """Raise UserError unless the first ``length`` bytes of the file are whole lines of JSON."""
+    left, number = length, 0
+    while left > 0:
+        line, number = file.readline(left), number + 1
+        left -= len(line)
+        try:
+            whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path}, line {number}: is not a record polyfed wrote, so the run cannot be resumed; put back the "
+                "file as it was, or start anew with --overwrite"
+            )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from polyfed.engine.wire import owner_of
 from polyfed.method.protocol import Expected, Groups, Order, Reply
 from polyfed.scenario.federation import Card
 
+DIVERGED = "; if training diverged, lower train.lr or set train.clip_norm"
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -21,6 +25,11 @@ class Refusal:
 
     component: str
     reason: str
+
+
+def screen_personal(groups: Groups, card: Card) -> Refusal | None:
+    """Return why a client must not keep its personal parameters: they are not finite."""
+    return _values({"parameters": groups.get("parameters", {})}, {}, card.components, math.inf)
 
 
 def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Refusal | None:
@@ -31,19 +40,31 @@ def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Re
     if not isinstance(reply, Reply):
         return Refusal("reply", f"expected a Reply, got {type(reply).__name__}")
     return (
-        _counts(reply, card)
+        _malformed(reply)
+        or _counts(reply, card)
         or _names(reply.tensors, order.expects, card.components)
         or _shapes(reply.tensors, order.expects, card.components)
         or _values(reply.tensors, order.tensors, card.components, largest_growth)
     )
 
 
+def _malformed(reply: Reply) -> Refusal | None:
+    """Refuse what is not made as a Reply says; the other checks rely on it."""
+    parts: tuple[tuple[str, Any], ...] = (("tensors", reply.tensors), ("numbers", reply.numbers))
+    if isinstance(reply.tensors, Mapping):
+        parts += tuple((f"tensors.{group}", tensors) for group, tensors in reply.tensors.items())
+    for place, table in parts:
+        if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
+            return Refusal(place, f"expected a table by name, got {reprlib.repr(table)}")
+    return None
+
+
 def _counts(reply: Reply, card: Card) -> Refusal | None:
-    if not isinstance(reply.examples, int) or not 0 <= reply.examples <= card.examples:
+    if type(reply.examples) is not int or not 0 <= reply.examples <= card.examples:
         return Refusal("examples", f"claims {reply.examples!r} training samples, its card says {card.examples}")
     for name, value in reply.numbers.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return Refusal(f"numbers.{name}", f"{value!r} is not a finite number")
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            return Refusal(f"numbers.{name}", f"{reprlib.repr(value)} is not a finite number{DIVERGED}")
     return None
 
 
@@ -67,6 +88,8 @@ def _shapes(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts
                 return Refusal(
                     _part(name, group, parts), f"{name!r} has shape {tuple(value.shape)}, expected {wanted.shape}"
                 )
+            if value.layout != torch.strided or value.is_meta:
+                return Refusal(_part(name, group, parts), f"{name!r} is not an ordinary tensor")
             if value.dtype != wanted.dtype:
                 return Refusal(_part(name, group, parts), f"{name!r} has dtype {value.dtype}, expected {wanted.dtype}")
     return None
@@ -102,7 +125,7 @@ def _not_finite(tensors: Mapping[str, Tensor], group: str, parts: Collection[str
         if _part(name, group, parts) == part and value.is_floating_point():
             bad = int((~torch.isfinite(value)).sum())
             if bad:
-                return f"{name!r} has {bad} values that are NaN or infinite"
+                return f"{name!r} has {bad} values that are NaN or infinite{DIVERGED}"
     return "its norm is not finite"
 
 

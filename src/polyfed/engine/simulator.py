@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from polyfed.engine.records import Recorder
-from polyfed.engine.screen import Refusal, screen
+from polyfed.engine.screen import Refusal, screen, screen_personal
 from polyfed.engine.trainer import Pending, Trainer
 from polyfed.engine.wire import order_bytes, reply_bytes
 from polyfed.errors import RunError, unknown
@@ -113,7 +113,7 @@ class Simulator:
 
     def _hold(self, wanted: Ask, clock: Clock, number: int) -> Any:
         sound: dict[ClientId, Reply] = {}
-        accepted = 0
+        accepted, refused_before = 0, len(self.refused)
         for answer in self._answers(wanted.orders, clock, number):
             order = wanted.orders[answer.client]
             reply = self._received(answer, order, clock, number)
@@ -128,7 +128,7 @@ class Simulator:
         if accepted < needed or (wanted.orders and not accepted):
             raise RunError(
                 f"round {clock.round}: only {accepted} of {len(wanted.orders)} replies were sound, and the quorum "
-                f"(engine.quorum) is {self.screening.quorum:g}; the records name who was refused and why"
+                f"(engine.quorum) is {self.screening.quorum:g}. {told(self.refused[refused_before:])}"
             )
         return wanted.reducer.finish() if isinstance(wanted, Fold) else sound
 
@@ -181,6 +181,7 @@ class Simulator:
             Refusal("reply", "lost on the way")
             if reply is None
             else screen(reply, order, card, largest_growth=self.screening.largest_growth)
+            or screen_personal(answer.personal, card)
         )
         if refusal is not None:
             self._refuse(answer.client, refusal, clock, down)
@@ -214,3 +215,13 @@ class Simulator:
         }
         self.refused.append(entry)
         self.recorder.write({"kind": "refused", **entry, "bytes": {"down": down}})
+
+
+TOLD = 3
+
+
+def told(refused: Sequence[Mapping[str, Any]]) -> str:
+    """Tell the first refusals in one line."""
+    first = [f"client {entry['client']}: {entry['component']}: {entry['reason']}" for entry in refused[:TOLD]]
+    more = [f"and {len(refused) - TOLD} more, which the records name"] if len(refused) > TOLD else []
+    return "; ".join(first + more)

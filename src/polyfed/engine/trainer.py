@@ -169,4 +169,5 @@ class LoggedMeans:
 def batches(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> list[Tensor]:
     """Return positions of every mini-batch: a new permutation per epoch, whose last batch may be smaller."""
     generator = torch_generator(*key, "batches")
-    return [part for _ in range(epochs) for part in torch.split(torch.randperm(count, generator=generator), size)]
+    at_once = min(size, count)  # torch cannot count as far as a user can
+    return [part for _ in range(epochs) for part in torch.split(torch.randperm(count, generator=generator), at_once)]

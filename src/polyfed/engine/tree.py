@@ -21,7 +21,10 @@ PLAIN = (int, float, str, bool)
 
 
 def pack(value: Any, place: str = "") -> tuple[Json, dict[str, Tensor]]:
-    """Return the JSON skeleton of a value and its tensors, each named by its place."""
+    """Return the JSON skeleton of a value and its tensors, each named by its place.
+
+    Raises UserError naming the place of what cannot be saved.
+    """
     tensors: dict[str, Tensor] = {}
     return _pack(value, place, tensors), tensors
 
@@ -41,7 +44,10 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
         return sorted(value)
     if isinstance(value, Sequence):
         return [_pack(held, f"{place}/{number}", tensors) for number, held in enumerate(value)]
-    raise TypeError(f"state at {place or 'the top'} holds a {type(value).__name__}, which cannot be saved")
+    raise UserError(
+        f"state at {place or 'the top'} holds a {type(value).__name__}, which cannot be saved. Choices: tensors, numbers, "
+        "texts, true and false, None, and frozen dataclasses, mappings, sets and sequences of these"
+    )
 
 
 def unpack(hint: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str = "state") -> Any:

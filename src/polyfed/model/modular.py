@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyfed.data.samples import Batch
 from polyfed.data.schema import Modality, Task
-from polyfed.errors import UserError, unknown
+from polyfed.errors import PolyfedError, UserError, unknown
 from polyfed.model import parts
 from polyfed.model.architecture import Outputs
 from polyfed.model.encoders import default_encoder
@@ -125,7 +125,8 @@ def check_component(component: str, module: nn.Module, example: Tensor | None, s
     if example is None:
         return
     with torch.no_grad():
-        found = tuple(module(example).shape)
+        output = module(example)
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != shape:
         raise UserError(f"component {component!r} returns shape {found} for {len(example)} samples, not {shape}")
 
@@ -139,15 +140,23 @@ def check(model: Modular, width: int) -> None:
     for name, task in model.tasks.items():
         examples[f"head.{name}"] = torch.zeros(2, model.fusion.width), (2, *prediction_shape(task))
     for component, build in model.builders.items():
-        with seeded(0, "check", component):
-            check_component(component, build(), *examples.get(component, (None, ())))
+        example, shape = examples.get(component, (None, ()))
+        try:
+            with seeded(0, "check", component):
+                check_component(component, build(), example, shape)
+        except PolyfedError:
+            raise
+        except Exception as error:  # a part may be the user's own, and sizes may be beyond the memory
+            given = "" if example is None else f" for an input of shape {tuple(example.shape)}"
+            message = str(error).split("\n", 1)[0]
+            raise UserError(f"component {component!r} fails{given}: {type(error).__name__}: {message}") from error
 
 
 def modular(
     modalities: Mapping[str, Modality],
     tasks: Mapping[str, Task],
     *,
-    width: Annotated[int, Field(ge=1, description="width of the features")] = 64,
+    width: Annotated[int, Field(ge=1, le=65536, description="width of the features")] = 64,
     encoders: Mapping[str, Choice] = DEFAULTS,
     fusion: Choice = CONCAT,
     heads: Mapping[str, Choice] = DEFAULTS,

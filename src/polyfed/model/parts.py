@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import ValidationError
 from torch import nn
 
-from polyfed.errors import UserError, unknown
 from polyfed.model import encoder_convolution, encoder_transformer, encoders, fusion, heads
 from polyfed.registry import Registry
 
@@ -39,18 +37,5 @@ HEADS.add("decoder", heads.decoder)
 
 def build(registry: Registry[T], choice: Choice, default: str, place: str, *context: object) -> T:
     """Build what the user chose; errors name the place in the experiment and the choices."""
-    name = str(choice.get("name", default))
-    if name not in registry:
-        raise unknown(registry.kind, name, registry.names(), place=place)
     options = {key: value for key, value in choice.items() if key != "name"}
-    try:
-        return registry.build(name, options, *context)
-    except ValidationError as error:
-        raise UserError(f"{place}: {registry.kind} {name!r}: {faults(error, registry, name)}") from error
-
-
-def faults(error: ValidationError, registry: Registry[T], name: str) -> str:
-    """Tell all faults of the options in one line."""
-    known = ", ".join(key for key in registry.options(name).model_fields if key != "name") or "none"
-    told = {".".join(map(str, fault["loc"])): f"{fault['msg']}, not {fault['input']!r}" for fault in error.errors()}
-    return "; ".join(f"option {key!r}: {message}" for key, message in told.items()) + f". Options: {known}"
+    return registry.build(str(choice.get("name", default)), options, *context, place=place)
