@@ -1,7 +1,7 @@
 """Write a small folder of files in the form the dataset ``folder`` reads: made-up machines at six sites.
 
-Each machine has a picture (an .npy file of its own) and a vibration (a row of one array). Two sites have no camera, and some
-pictures are missing elsewhere. The tasks are the machine's state and its age. docs/datasets.md describes the format.
+Each machine has a picture (an .npy file of its own) and a vibration (a row of one array). Two sites have no camera, and
+some pictures are missing elsewhere. The tasks are the machine's state and its age. docs/datasets.md has the format.
 
     python examples/make_own_files.py own_files
     polyfed run examples/own_files.yaml
@@ -44,21 +44,21 @@ def write(folder: Path) -> None:
         rows.append([file, STATES[state], f"{age:.3f}", site])
     np.save(folder / "vibration.npy", np.stack(vibrations).astype(np.float32))
     (folder / "dataset.yaml").write_text(DESCRIPTION, encoding="utf-8")
-    with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["picture", "state", "age", "site"], *rows])
+    with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as sheet:
+        csv.writer(sheet).writerows([["picture", "state", "age", "site"], *rows])
 
 
 def picture(draw: np.random.Generator, state: int) -> np.ndarray:
     """A bar in noise that leans the further the worse the state is, (1, 16, 16)."""
     y, x = np.mgrid[-1:1:16j, -1:1:16j]
-    bar = np.exp(-20 * (x - 0.6 * state * y) ** 2)
+    bar: np.ndarray = np.exp(-20 * (x - 0.6 * state * y) ** 2)
     return (bar + draw.normal(scale=0.8, size=(16, 16)))[None].astype(np.float32)
 
 
 def vibration(draw: np.random.Generator, state: int, age: float) -> np.ndarray:
     """A wave on two axes that grows with age and hums higher the worse the state is, (2, 64)."""
     time = np.linspace(0, 1, 64)
-    wave = (0.5 + age) * np.sin(2 * np.pi * ((4 + 2 * state) * time + draw.random(2)[:, None]))
+    wave: np.ndarray = (0.5 + age) * np.sin(2 * np.pi * ((4 + 2 * state) * time + draw.random((2, 1))))
     return wave + draw.normal(scale=1.0, size=(2, 64))
 
 

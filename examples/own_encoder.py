@@ -29,7 +29,8 @@ class Listener(nn.Module):
 
     def forward(self, sound: Tensor) -> Tensor:
         """(batch, 1, bins, frames) -> (batch, width)."""
-        heard, _ = self.gru(sound.squeeze(1).transpose(1, 2))
+        frames = sound.squeeze(1).transpose(1, 2)
+        heard, _ = self.gru(4 * frames - 2)  # values in [0, 1] -> [-2, 2]
         projected: Tensor = self.project(self.norm(heard.amax(dim=1)))
         return projected
 

@@ -8,6 +8,8 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+MISSING = {"missing": "is missing", "union_tag_not_found": "a name is missing: write name: ..."}
+
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """Return one line per fault: ``source: method.mu: -1 ...``."""
@@ -27,12 +29,10 @@ def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
         expected = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         tag = context["tag"]
         return f"unknown name {tag!r}{_hint(tag, expected)} Choices: {', '.join(expected)}"
-    if kind == "union_tag_not_found":
-        return "a name is missing: write name: ..."
+    if kind in MISSING:
+        return MISSING[kind]
     if kind == "literal_error":
         return f"{value!r} is not one of the choices: {context['expected']}"
-    if kind == "missing":
-        return "is missing"
     if kind == "value_error":  # raised by a check of polyfed's own, which names the value
         return str(fault["msg"]).removeprefix("Value error, ")
     message = str(fault["msg"])

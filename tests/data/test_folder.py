@@ -199,7 +199,11 @@ CASES: list[tuple[str, Edit, str]] = [
     ("broken yaml", lambda place: (place / "dataset.yaml").write_text("a: [1"), r"dataset\.yaml: cannot be read"),
     ("not a mapping", lambda place: (place / "dataset.yaml").write_text("3"), r"dataset\.yaml: the file: "),
     ("yaml object", lambda place: (place / "dataset.yaml").write_text("!!python/name:os.system"), "cannot be read"),
-    ("unknown key", replace("dataset.yaml", "name:", "title:"), r"dataset\.yaml: title: unknown key 'title'. Choices: name"),
+    (
+        "unknown key",
+        replace("dataset.yaml", "name:", "title:"),
+        r"dataset\.yaml: title: unknown key 'title'. Choices: name",
+    ),
     ("key twice", replace("dataset.yaml", "sensor:", "photo:"), "'photo' is written twice"),
     ("modality and task share a name", replace("dataset.yaml", "age:", "photo:"), "used twice: photo"),
     ("unusable name", replace("dataset.yaml", "age:", "my.age:"), "'my.age' cannot be a name"),

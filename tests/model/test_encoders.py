@@ -165,7 +165,5 @@ def test_heads_must_divide_the_width() -> None:
 
 @pytest.mark.parametrize("options", [{"channels": []}, {"channels": [0]}, {"grid": 0}, {"chanels": [3]}, {"grid": "x"}])
 def test_bad_options_name_the_place_and_the_option(options: dict[str, object]) -> None:
-    with pytest.raises(
-        UserError, match=rf"here: encoder 'cnn': option '{next(iter(options))}.*Options: channels, grid$"
-    ):
+    with pytest.raises(UserError, match=rf"^here: encoder 'cnn': {next(iter(options))}[.0]*: "):
         build(ENCODERS, {"name": "cnn", **options}, "cnn", "here", IMAGE, WIDTH)

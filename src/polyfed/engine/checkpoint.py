@@ -79,7 +79,7 @@ class Checkpoints:
     def _write_personal(
         self, round_number: int, changed: Mapping[ClientId, Groups], added: list[Path]
     ) -> dict[ClientId, dict[str, Any]]:
-        """Write the personal states that changed and return where all are; ``added`` gets the files as they are made."""
+        """Write the personal states that changed and return where all are; ``added`` gets each file as it is begun."""
         files = dict(self._personal_files)
         personal = self.folder / "personal"
         if changed:

@@ -237,8 +237,8 @@ def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
             for metric, value in metrics.items():
                 if not math.isfinite(value):
                     raise RunError(
-                        f"round {round_number}: client {one.client}, task {task!r}: {metric} of its {one.split} samples "
-                        f"is {value}{DIVERGED}"
+                        f"round {round_number}: client {one.client}, task {task!r}: {metric} of its {one.split} "
+                        f"samples is {value}{DIVERGED}"
                     )
 
 

@@ -27,8 +27,8 @@ class Recorder:
         self._file: BinaryIO | None = None
         if path is not None:
             with writing(path):
+                check_start(path, at)
                 self._file = path.open("r+b" if path.exists() else "w+b")
-                check_start(self._file, path, at)
                 self._file.truncate(at)
                 self._file.seek(at)
 
@@ -56,18 +56,24 @@ class Recorder:
                 self._file.close()
 
 
-def check_start(file: BinaryIO, path: Path, length: int) -> None:
+def check_start(path: Path, length: int) -> None:
     """Raise UserError unless the first ``length`` bytes of the file are whole lines of JSON."""
-    left, number = length, 0
-    while left > 0:
-        line, number = file.readline(left), number + 1
-        left -= len(line)
-        try:
-            whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
-        except ValueError:
-            whole = False
-        if not whole:
-            raise UserError(
-                f"{path}, line {number}: is not a record polyfed wrote, so the run cannot be resumed; put back the "
-                "file as it was, or start anew with --overwrite"
-            )
+    if not length:
+        return
+    remedy = "the run cannot be resumed; put back the file as it was, or start anew with --overwrite"
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and {remedy}")
+    with path.open("rb") as file:
+        left, number = length, 0
+        while left > 0:
+            line, number = file.readline(left), number + 1
+            left -= len(line)
+            if not _is_record(line):
+                raise UserError(f"{path}, line {number}: is not a record polyfed wrote, and {remedy}")
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

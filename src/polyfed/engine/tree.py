@@ -45,8 +45,8 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     if isinstance(value, Sequence):
         return [_pack(held, f"{place}/{number}", tensors) for number, held in enumerate(value)]
     raise UserError(
-        f"state at {place or 'the top'} holds a {type(value).__name__}, which cannot be saved. Choices: tensors, numbers, "
-        "texts, true and false, None, and frozen dataclasses, mappings, sets and sequences of these"
+        f"state at {place or 'the top'} holds a {type(value).__name__}, which cannot be saved. Choices: tensors, "
+        "numbers, texts, true and false, None, and frozen dataclasses, mappings, sets and sequences of these"
     )
 
 

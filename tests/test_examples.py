@@ -1,0 +1,107 @@
+"""Every file in examples/ runs; the experiments with fewer rounds and samples than they have."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import polyfed
+from polyfed import config
+from polyfed.listing import KINDS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL: dict[str, dict[str, Any]] = {
+    "av_mnist.yaml": {"data.limit": 600, "data.size": 16, "scenario.partition.minimum": 10},
+    "cg_mnist.yaml": {"data.limit": 600, "scenario.partition.minimum": 10},
+    "multi_fmnist.yaml": {"data.limit": 600, "scenario.partition.minimum": 10},
+    "uci_har.yaml": {"scenario.clients": 5, "model.width": 8, "train.batch_size": 256},
+    "own_files.yaml": {},
+    "plugin.yaml": {},
+}
+"""What makes an example quick, besides one round."""
+NO_DOWNLOAD = ("own_files.yaml", "plugin.yaml")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Work in an empty folder with one thread; forget parts that an example registers."""
+    for registry in (registry for registries in KINDS.values() for _, registry in registries):
+        monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+        monkeypatch.setattr(registry, "_options", dict(registry._options))
+    monkeypatch.chdir(tmp_path)
+    threads, modules = torch.get_num_threads(), set(sys.modules)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - modules:
+        if name.startswith("polyfed_plugin_"):
+            del sys.modules[name]
+
+
+def example(name: str, **changes: Any) -> config.Experiment:
+    """Load an example, quickened; skip where its data is not there."""
+    if name not in NO_DOWNLOAD and not Path(os.environ.get("POLYFED_DATA", "nowhere")).is_dir():
+        pytest.skip("POLYFED_DATA names no folder of downloaded sets")
+    return config.load(EXAMPLES / name, {**SMALL[name], "rounds": 1, "baseline": None, **changes})
+
+
+def test_every_example_is_known_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == set(SMALL)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "quickstart.py",
+        "own_encoder.py",
+        "own_method.py",
+        "make_own_files.py",
+    }
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_experiments_load_as_they_stand_and_begin_by_saying_what_they_are(name: str) -> None:
+    experiment = config.load(EXAMPLES / name)
+    assert experiment.name == Path(name).stem
+    assert (EXAMPLES / name).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "own_files.yaml"])
+def test_experiments_run(name: str) -> None:
+    experiment = example(name)
+    result = polyfed.run(experiment)
+    assert result.summary["rounds"] == 1
+    assert all(client["metrics"] for client in result.summary["clients"])
+
+
+def test_own_files_are_made_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_own_files.py", "own_files"])
+    runpy.run_path(str(EXAMPLES / "make_own_files.py"), run_name="__main__")
+    result = polyfed.run(example("own_files.yaml", rounds=8))
+    assert [client["examples"] > 0 for client in result.summary["clients"]] == [True] * 6
+    groups = result.summary["tasks"]["state"]["accuracy"]["by_modalities"]
+    assert set(groups) == {"picture+vibration", "vibration"}
+    assert min(groups.values()) > 0.5, "the made-up files can be learned from"
+
+
+@pytest.mark.parametrize("name", ["quickstart.py", "own_encoder.py", "own_method.py"])
+def test_scripts_run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(path: Path | None = None, changes: Any = None) -> config.Experiment:
+        return config.load(path, {**(changes or {}), "rounds": 1})
+
+    monkeypatch.setattr(polyfed, "load", load)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    table = {"quickstart.py": "client", "own_encoder.py": "listener", "own_method.py": "loss-weighted"}
+    assert table[name] in capsys.readouterr().out
+
+
+def test_the_method_without_weights_is_fedavg() -> None:
+    own = example("plugin.yaml", **{"method.power": 0.0, "model.encoders": {}})
+    here, there = polyfed.run(own), polyfed.run(own.with_({"method.name": "fedavg"}))
+    for name, value in there.parameters(0).items():
+        torch.testing.assert_close(here.parameters(0)[name], value, rtol=1e-4, atol=1e-6)
+    weighted = polyfed.run(own.with_({"method.power": 1.0}))
+    assert weighted.summary["digest"] != here.summary["digest"]
