@@ -23,16 +23,16 @@ import torch
 import yaml
 
 import polyfed
-from polyfed import config
 from polyfed.data.check import check
 from polyfed.engine.loop import Loop
 from polyfed.errors import RunError, UserError
+from polyfed.experiment import config
+from polyfed.experiment.running import claimed, run
+from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS
 from polyfed.method.protocol import Reply
 from polyfed.model.parts import ENCODERS, HEADS
-from polyfed.run import claimed, run
 from polyfed.scenario.catalog import PARTITIONS
-from polyfed.world import build_world
 from tests.worlds import TINY, tiny
 
 torch.set_num_threads(1)

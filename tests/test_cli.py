@@ -20,7 +20,8 @@ import yaml
 from rich.console import Console
 
 import polyfed
-from polyfed import UserError, listing, progress
+from polyfed import UserError
+from polyfed.command import listing, progress
 from polyfed.errors import RunError
 
 TINY = """\
@@ -40,8 +41,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", OLD_TYPER, DeprecationWarning)
     from typer.testing import CliRunner
 
-    from polyfed.cli import app
-    from polyfed.inventory import histogram
+    from polyfed.command.app import app
+    from polyfed.command.inventory import histogram
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_version() -> None:
 
 
 def test_help_needs_no_torch_and_has_no_escape_codes() -> None:
-    code = "import sys; sys.argv = ['polyfed', '--help']\nfrom polyfed.cli import main\ntry: main()\n"
+    code = "import sys; sys.argv = ['polyfed', '--help']\nfrom polyfed.command.app import main\ntry: main()\n"
     code += "finally: print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -225,7 +226,7 @@ def test_exit_codes(
     def failing(*rest: Any, **named: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["polyfed.run"], "run", failing)
+    monkeypatch.setattr(sys.modules["polyfed.experiment.running"], "run", failing)
     monkeypatch.delenv("POLYFED_DEBUG", raising=False)
     result = call("run", "--out", str(tmp_path / "run"))
     assert result.exit_code == code
@@ -262,9 +263,9 @@ def test_a_failed_run_is_told_at_the_end(experiment: str, tmp_path: Path, monkey
     def failing(*rest: Any, **named: Any) -> Any:
         raise RunError("quorum lost")
 
-    import polyfed.compare  # noqa: F401 - so that it can be patched
+    import polyfed.experiment.comparing  # noqa: F401 - so that it can be patched
 
-    monkeypatch.setattr(sys.modules["polyfed.compare"], "run", failing)
+    monkeypatch.setattr(sys.modules["polyfed.experiment.comparing"], "run", failing)
     result = call("compare", experiment, "--methods", "local", "--out", str(tmp_path / "out"))
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "local, seed 0 failed: quorum lost"
@@ -382,7 +383,7 @@ def test_schema_describes_experiment_files() -> None:
     schema = json.loads(call("schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(yaml.safe_load((Path(polyfed.__file__).parent / "default.yaml").read_text()))
+    validator.validate(yaml.safe_load((Path(polyfed.__file__).parent / "experiment" / "default.yaml").read_text()))
     validator.validate(yaml.safe_load(TINY))
     mistakes: list[dict[str, Any]] = [{"rounds": 0}, {"method": {"name": "fedpox"}}, {"engin": {}}]
     for wrong in mistakes:

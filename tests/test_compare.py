@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfed import Experiment, UserError, compare, load, run
-from polyfed.compare import Comparison, plan, read_method, read_methods, read_seeds
-from polyfed.config import parse
 from polyfed.errors import RunError
+from polyfed.experiment.comparing import Comparison, plan, read_method, read_methods, read_seeds
+from polyfed.experiment.config import parse
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -194,7 +194,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path, monkeypatch: pyte
             raise RunError("the quorum is lost")
         return run(experiment, *rest, **named)
 
-    monkeypatch.setattr(sys.modules["polyfed.compare"], "run", failing)
+    monkeypatch.setattr(sys.modules["polyfed.experiment.comparing"], "run", failing)
     seen: list[Mapping[str, Any]] = []
     found = compare(tiny(rounds=1), ["fedavg", "local"], out=tmp_path, observers=[seen.append])
     assert [one.contender.label for one in found.runs] == ["local"]
@@ -210,7 +210,7 @@ def test_nothing_but_failures_makes_no_table(tmp_path: Path, monkeypatch: pytest
     def failing(*rest: Any, **named: Any) -> Any:
         raise RunError("no")
 
-    monkeypatch.setattr(sys.modules["polyfed.compare"], "run", failing)
+    monkeypatch.setattr(sys.modules["polyfed.experiment.comparing"], "run", failing)
     found = compare(tiny(), ["local"], out=tmp_path)
     assert found.table is None
     assert found.rows() == []

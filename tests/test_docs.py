@@ -17,13 +17,13 @@ import yaml
 from pydantic import BaseModel
 
 import polyfed
-from polyfed import config
-from polyfed.listing import KINDS
+from polyfed.command.listing import KINDS
+from polyfed.experiment import config
+from polyfed.experiment.running import OURS, run
+from polyfed.experiment.summary import summarise
+from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS
 from polyfed.registry import Registry
-from polyfed.run import OURS, run
-from polyfed.summary import summarise
-from polyfed.world import build_world
 from tests.worlds import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ with warnings.catch_warnings():
     from typer.main import get_command
     from typer.testing import CliRunner
 
-    from polyfed.cli import app
+    from polyfed.command.app import app
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import polyfed
-from polyfed import config
-from polyfed.listing import KINDS
+from polyfed.command.listing import KINDS
+from polyfed.experiment import config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, dict[str, Any]] = {

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polyfed import config
-from polyfed.config import Experiment
 from polyfed.engine.loop import Outcome
 from polyfed.engine.simulator import Deliver, untouched
-from polyfed.world import build_world
+from polyfed.experiment import config
+from polyfed.experiment.config import Experiment
+from polyfed.experiment.world import build_world
 
 TINY: Mapping[str, Any] = {
     "name": "tiny",

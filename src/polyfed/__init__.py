@@ -6,20 +6,18 @@ registries (``METHODS``, ``DATASETS``, ...) name everything an experiment can ch
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyfed.compare import Comparison, compare
-    from polyfed.config import Experiment, load
     from polyfed.data.catalog import DATASETS
     from polyfed.errors import RunError, UserError
+    from polyfed.experiment.comparing import Comparison, compare
+    from polyfed.experiment.config import Experiment, load
+    from polyfed.experiment.running import Run, run
     from polyfed.method.catalog import METHODS
     from polyfed.method.select import SELECTORS
     from polyfed.model.catalog import ENCODERS, FUSIONS, HEADS, MODELS
-    from polyfed.run import Run, run
     from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
 
 __all__ = [
@@ -45,14 +43,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
-    "polyfed.compare": ("Comparison", "compare"),
-    "polyfed.config": ("Experiment", "load"),
+    "polyfed.experiment.comparing": ("Comparison", "compare"),
+    "polyfed.experiment.config": ("Experiment", "load"),
     "polyfed.data.catalog": ("DATASETS",),
     "polyfed.errors": ("RunError", "UserError"),
     "polyfed.method.catalog": ("METHODS",),
     "polyfed.method.select": ("SELECTORS",),
     "polyfed.model.catalog": ("ENCODERS", "FUSIONS", "HEADS", "MODELS"),
-    "polyfed.run": ("Run", "run"),
+    "polyfed.experiment.running": ("Run", "run"),
     "polyfed.scenario.catalog": ("MODALITY_SETS", "PARTITIONS", "TASK_SETS"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -69,14 +67,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The package's own type: importing the modules ``run`` and ``compare`` must not hide the functions."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """``python -m polyfed`` is the command ``polyfed``."""
 
-from polyfed.cli import main
+from polyfed.command.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ import torch
 from polyfed.data.schema import Task
 from polyfed.engine.evaluate import Evaluation, score
 from polyfed.errors import RunError
-from polyfed.world import build_world
+from polyfed.experiment.world import build_world
 from tests.worlds import tiny, train
 
 

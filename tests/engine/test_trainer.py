@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from polyfed.engine.trainer import Pending, Trainer, batches
+from polyfed.experiment.world import World, build_world
 from polyfed.method.objective import supervised
 from polyfed.method.protocol import Fit, Fitted, Measure, Recipe
-from polyfed.world import World, build_world
 from tests.worlds import tiny
 
 BOTH = frozenset({"audio", "image"})

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from polyfed.config import Experiment
 from polyfed.engine import wire
 from polyfed.engine.checkpoint import digest_of
 from polyfed.engine.evaluate import evaluate
 from polyfed.engine.loop import Outcome
 from polyfed.engine.simulator import Simulator
 from polyfed.engine.tree import pack
+from polyfed.experiment.config import Experiment
+from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS, POOLED
 from polyfed.method.protocol import Ask, Fold, Order, Reply
-from polyfed.world import build_world
 from tests.worlds import tiny, train
 
 ALL = METHODS.names()

@@ -9,8 +9,8 @@ import torch
 
 from polyfed.engine.loop import Outcome
 from polyfed.engine.trainer import Bound
+from polyfed.experiment.world import build_world
 from polyfed.method.objective import Proximal, supervised
-from polyfed.world import build_world
 from tests.worlds import tiny, train
 
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfed import config
-from polyfed.config import Experiment
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.engine.records import Observer
 from polyfed.errors import UserError
+from polyfed.experiment import config
+from polyfed.experiment.config import Experiment
+from polyfed.experiment.running import Run, run, same_experiment
+from polyfed.experiment.world import build_world
 from polyfed.report.comparison import write_comparison
 from polyfed.report.records import load_run
 from polyfed.report.tables import ComparisonTable, comparison_table
-from polyfed.run import Run, run, same_experiment
-from polyfed.world import build_world
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 import polyfed
-from polyfed import plugins
 from polyfed.data.catalog import DATASETS
 from polyfed.errors import UserError
+from polyfed.experiment import plugins
 from polyfed.explain import explain
 from polyfed.method.catalog import METHODS
 from polyfed.method.protocol import Recipe

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from polyfed.config import Experiment
 from polyfed.data.catalog import DATASETS
 from polyfed.data.dataset import Dataset
 from polyfed.data.source import data_root
@@ -20,6 +19,7 @@ from polyfed.engine.loop import Loop, Plan, with_components
 from polyfed.engine.records import Observer
 from polyfed.engine.simulator import Deliver, Screening, untouched
 from polyfed.errors import UserError
+from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
 from polyfed.method.catalog import METHODS, POOLED
 from polyfed.method.protocol import Method

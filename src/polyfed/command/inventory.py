@@ -10,15 +10,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from polyfed.console import plain_table
+from polyfed.command.console import plain_table
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.engine.evaluate import SPLITS, samples_of
 from polyfed.engine.loop import with_components
+from polyfed.experiment.world import World
 from polyfed.model.size import parameter_count
 from polyfed.report.formats import plural, short
 from polyfed.scenario.federation import Client
-from polyfed.world import World
 
 MANY_CLIENTS = 40
 FIRST_CLIENTS = 10

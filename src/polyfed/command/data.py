@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from polyfed.console import FAILURE, console, guarded, plain_table
+from polyfed.command.console import FAILURE, console, guarded, plain_table
 from polyfed.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List, check and download datasets.")

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyfed.compare import Comparison
-from polyfed.console import fault, plain_table
+from polyfed.command.console import fault, plain_table
 from polyfed.errors import PolyfedError
+from polyfed.experiment.comparing import Comparison
 from polyfed.report.facts import client_scores, gains_in_words, judged_tasks
 from polyfed.report.formats import duration, gain, plain, plural, short, shown, shown_gain, size, unit
 from polyfed.report.records import RunData, load_run

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfed import config
-from polyfed.config import Experiment
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.engine.loop import Outcome
 from polyfed.engine.records import Observer
 from polyfed.errors import UserError, writing
+from polyfed.experiment import config
+from polyfed.experiment.config import Experiment
+from polyfed.experiment.summary import Summary, rows, summarise
+from polyfed.experiment.world import World, build_world
 from polyfed.report.page import write_report
-from polyfed.summary import Summary, rows, summarise
-from polyfed.world import World, build_world
 
 OURS = ("experiment.yaml", "records.jsonl", "checkpoints", "summary.json", "report.html", "baseline", ".lock")
 

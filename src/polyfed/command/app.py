@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyfed import __version__, data_command
-from polyfed.console import FAILURE, console, debugging, guarded, stoppable, tell
+from polyfed import __version__
+from polyfed.command import data
+from polyfed.command.console import FAILURE, console, debugging, guarded, stoppable, tell
 from polyfed.errors import UserError
 
 if TYPE_CHECKING:
-    from polyfed.config import Experiment
+    from polyfed.experiment.config import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Federated learning for clients that do not look alike: other modalities, other tasks, other models.",
     epilog="Start with: polyfed run",
 )
-app.add_typer(data_command.app, name="data")
+app.add_typer(data.app, name="data")
 
 ExperimentFile = Annotated[
     Path | None,
@@ -102,14 +103,14 @@ def run_command(
     folder = out or Path("runs") / f"{_as_file_name(chosen.name)}-{chosen.method.name}-seed{chosen.seed}"
     if not resume and not overwrite:
         _refuse_used(folder)
-    from polyfed.progress import RunProgress
-    from polyfed.run import run
+    from polyfed.command.progress import RunProgress
+    from polyfed.experiment.running import run
 
     watch = RunProgress(console(stderr=True), chosen.method.name, chosen.baseline or "", chosen.rounds, quiet=quiet)
     with stoppable(lambda: _go_on(folder)), watch:
         run(chosen, folder, resume=resume, overwrite=overwrite, observers=[watch])
     if not quiet:
-        from polyfed.results import show_run
+        from polyfed.command.results import show_run
 
         show_run(console(), folder)
 
@@ -122,7 +123,7 @@ def _go_on(folder: Path) -> str:
 
 
 def _load(path: Path | None, settings: list[str] | None, device: str | None = None) -> Experiment:
-    from polyfed import config
+    from polyfed.experiment import config
 
     changes = dict(config.read_setting(text) for text in settings or [])
     if device is not None:
@@ -183,9 +184,9 @@ def compare_command(
     again after a stop, or with more methods and seeds.
     """
     chosen = _load(experiment, settings, device)
-    from polyfed import results
-    from polyfed.compare import compare, read_methods, read_seeds
-    from polyfed.progress import ComparisonProgress
+    from polyfed.command import results
+    from polyfed.command.progress import ComparisonProgress
+    from polyfed.experiment.comparing import compare, read_methods, read_seeds
 
     folder = out or Path("runs") / f"{_as_file_name(chosen.name)}-compare"
     names, numbers = read_methods(methods), read_seeds(seeds)
@@ -213,8 +214,8 @@ def show_command(
 ) -> None:
     """Show who holds what: clients, modalities, tasks, examples, labels and models. Nothing is trained."""
     chosen = _load(experiment, settings)
-    from polyfed import inventory
-    from polyfed.world import build_world
+    from polyfed.command import inventory
+    from polyfed.experiment.world import build_world
 
     described = inventory.describe(build_world(chosen))
     if as_json:
@@ -234,7 +235,7 @@ def list_command(
     ] = None,
 ) -> None:
     """List what an experiment can name, with options, their types and defaults."""
-    from polyfed import listing
+    from polyfed.command import listing
 
     if kind is None:
         listing.show_kinds(console())
@@ -276,7 +277,7 @@ def _run_folders(path: Path) -> list[Path]:
 @guarded
 def schema_command() -> None:
     """Print the JSON Schema of experiment files, for editors and other programs."""
-    from polyfed import config
+    from polyfed.experiment import config
 
     schema = config.schema().model_json_schema()
     typer.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1))

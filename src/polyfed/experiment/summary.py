@@ -9,9 +9,9 @@ from typing import Any
 import polyfed
 from polyfed.engine.evaluate import SPLITS
 from polyfed.engine.loop import Outcome
+from polyfed.experiment.world import World
 from polyfed.model.size import parameter_count
 from polyfed.scenario.federation import Card, Federation
-from polyfed.world import World
 
 Summary = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Command: what a person types, and what is shown in return."""

@@ -1,0 +1,1 @@
+"""Experiment: one file, built, run, summed up and compared."""
