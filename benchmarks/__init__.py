@@ -1,0 +1,1 @@
+"""Speed, as ratios to a bare loop measured in the same run: ``python -m benchmarks``."""
