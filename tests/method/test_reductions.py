@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyfed.engine.loop import Outcome
-from polyfed.engine.trainer import Bound
+from polyfed.engine.resident import Resident
 from polyfed.experiment.world import build_world
 from polyfed.method.objective import Proximal, supervised
 from tests.worlds import tiny, train
@@ -89,7 +89,7 @@ def test_the_distance_from_the_received_model_falls_with_mu() -> None:
 def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
     world = build_world(tiny())
     client = world.federation.client(2)
-    model = Bound(world.architecture.assemble(client.card.components), world.architecture.tasks)
+    model = Resident(world.architecture.assemble(client.card.components), world.architecture.tasks)
     model.load(world.architecture.initial(0))
     name = "head.digit.bias"
     anchor = {key: value.detach().clone() for key, value in model.parameters.items()}

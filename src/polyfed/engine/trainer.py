@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyfed.data.samples import Batch, Samples
-from polyfed.data.schema import Task
-from polyfed.engine.optimizers import clip, optimizer
-from polyfed.method.protocol import Fit, Fitted, Measure, Request
-from polyfed.model.architecture import Architecture, Outputs, Tensors, component_of
+from polyfed.engine.optimizers import Optimizer, clip, optimizer
+from polyfed.engine.resident import Resident
+from polyfed.method.protocol import Fit, Fitted, Measure, Recipe, Request
+from polyfed.model.architecture import Architecture, Tensors, component_of
 from polyfed.rng import Key, seeded, torch_generator
 from polyfed.scenario.federation import Card
 
@@ -28,31 +28,6 @@ class Pending:
     key: tuple[Key, ...]
 
 
-@dataclass
-class Bound:
-    """A resident model as an objective sees it."""
-
-    module: nn.Module
-    tasks: Mapping[str, Task]
-    parameters: dict[str, nn.Parameter] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameters = dict(self.module.named_parameters())
-
-    def __call__(self, batch: Batch) -> Outputs:
-        """Compute features and predictions."""
-        outputs: Outputs = self.module(batch)
-        return outputs
-
-    @torch.no_grad()
-    def load(self, values: Tensors) -> None:
-        """Copy values into the resident parameters; every one of them must be given."""
-        for name, parameter in self.parameters.items():
-            if name not in values:
-                raise LookupError(f"no value for parameter {name!r}")
-            parameter.copy_(values[name])
-
-
 class Trainer:
     """Trains and measures on one device. Models are built once per set of components and reused.
 
@@ -64,7 +39,7 @@ class Trainer:
     def __init__(self, architecture: Architecture, device: torch.device | None = None) -> None:
         self.architecture = architecture
         self.device = device or torch.device("cpu")
-        self._models: dict[tuple[str, ...], Bound] = {}
+        self._models: dict[tuple[str, ...], Resident] = {}
 
     def answer(self, pending: Sequence[Pending]) -> list[Fitted | dict[str, float]]:
         """Answer requests, in their order."""
@@ -75,11 +50,11 @@ class Trainer:
             for one in pending
         ]
 
-    def model(self, components: tuple[str, ...]) -> Bound:
+    def model(self, components: tuple[str, ...]) -> Resident:
         """Return the resident model of these components."""
         if components not in self._models:
             module = self.architecture.assemble(components).to(self.device)
-            self._models[components] = Bound(module, self.architecture.tasks)
+            self._models[components] = Resident(module, self.architecture.tasks)
         return self._models[components]
 
     def components(self, card: Card, active: frozenset[str]) -> tuple[str, ...]:
@@ -92,30 +67,29 @@ class Trainer:
         components = self.components(card, request.active)
         model = self.model(components)
         model.load(request.start)
+        moving = []
         for name, parameter in model.parameters.items():
-            parameter.requires_grad_(request.trains is None or component_of(name, components) in request.trains)
-        moving = [parameter for parameter in model.parameters.values() if parameter.requires_grad]
-        model.module.train()
+            moves = request.trains is None or component_of(name, components) in request.trains
+            parameter.requires_grad_(moves)
+            if moves:
+                moving.append(name)
+        set_mode(model, training=True)
         with seeded(*key, "module", device=self.device):
             steps, numbers = self._descend(model, moving, request, key)
-        trained = {name: value.detach().to("cpu", copy=True) for name, value in model.parameters.items()}
+        trained = model.snapshot()
         return Fitted({name: trained.get(name, value) for name, value in request.start.items()}, steps, numbers)
 
     def _descend(
-        self, model: Bound, moving: list[nn.Parameter], request: Fit, key: tuple[Key, ...]
+        self, model: Resident, moving: list[str], request: Fit, key: tuple[Key, ...]
     ) -> tuple[int, dict[str, float]]:
         recipe, extra = request.recipe, self._moved(request.extra)
-        rule = optimizer(recipe, [parameter.data for parameter in moving])
+        descent = Descent(model, moving, recipe)
         logged = LoggedMeans()
         steps = 0
         for positions in batches(len(request.data), recipe.epochs, recipe.batch_size, key):
             batch = self.batch(request.data, positions, request.active)
             loss, scalars = request.objective(model, batch, extra)
-            gradients = torch.autograd.grad(loss, moving, allow_unused=True, materialize_grads=False)
-            if recipe.clip_norm is not None:
-                clip(gradients, recipe.clip_norm)
-            with torch.no_grad():
-                rule.step(gradients)
+            descent.step(loss)
             logged.add({"loss": loss.detach(), **scalars}, len(positions))
             steps += 1
         return steps, logged.means()
@@ -125,7 +99,7 @@ class Trainer:
         """Return the sample-weighted means of the objective's scalars."""
         model = self.model(self.components(card, request.active))
         model.load(request.parameters)
-        model.module.eval()
+        set_mode(model, training=False)
         extra = self._moved(request.extra)
         logged = LoggedMeans()
         for positions in torch.split(torch.arange(len(request.data)), MEASURE_BATCH):
@@ -144,6 +118,59 @@ class Trainer:
         return {
             group: {name: value.to(self.device) for name, value in tensors.items()} for group, tensors in groups.items()
         }
+
+
+class Descent:
+    """Optimiser steps of one fit.
+
+    A parameter that the first loss does not reach has no gradient and must not move, whatever weight decay or momentum
+    say; then every parameter is stepped by itself. Otherwise (the usual case) all are stepped as flat stretches, and
+    where a later loss does not reach a parameter its gradient counts as zero.
+    """
+
+    def __init__(self, model: Resident, moving: list[str], recipe: Recipe) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._parameters = [model.parameters[name] for name in moving]
+        self._names = moving
+        self._slopes: list[Tensor] | None = None
+        self._rule: Optimizer | None = None
+
+    def step(self, loss: Tensor) -> None:
+        """Move the parameters by the gradient of a loss."""
+        gradients = self._gradients(loss)
+        assert self._rule is not None
+        if self._recipe.clip_norm is not None:
+            clip(gradients, self._recipe.clip_norm)
+        with torch.no_grad():
+            self._rule.step(gradients)
+
+    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
+        if self._slopes is not None:
+            for slope in self._slopes:
+                slope.zero_()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return self._slopes
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
+        if self._rule is None:
+            self._begin(found)
+        return found if self._slopes is None else self._slopes
+
+    def _begin(self, found: Sequence[Tensor | None]) -> None:
+        if any(slope is None for slope in found):
+            self._rule = optimizer(self._recipe, [parameter.data for parameter in self._parameters])
+            return
+        self._slopes = self._model.segments(self._model.slopes, self._names)
+        self._rule = optimizer(self._recipe, self._model.segments(self._model.values, self._names))
+        for parameter, slope in zip(self._parameters, found, strict=True):
+            assert parameter.grad is not None and slope is not None
+            parameter.grad.copy_(slope)
+
+
+def set_mode(model: Resident, *, training: bool) -> None:
+    """Put a module into training or evaluation mode, if it is not there yet."""
+    if model.module.training != training:
+        model.module.train(training)
 
 
 class LoggedMeans:
