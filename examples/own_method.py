@@ -45,7 +45,7 @@ class LossWeighted:
         return {}  # nothing stays on the client
 
     def round(self, state: Server, roster: Roster, clock: Clock) -> Conversation[Server]:
-        chosen = yield from self.context.select(roster, clock)
+        chosen, _ = yield from self.context.select.choose(state.parameters, {}, roster, clock)
         replies = yield from ask({k: self.order(state, roster[k], active) for k, active in chosen.items()})
         weights = {k: r.examples * r.numbers["loss"] ** self.power for k, r in replies.items()}
         averaged = dict(state.parameters)

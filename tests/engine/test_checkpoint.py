@@ -18,7 +18,7 @@ IDENTITY = {"seed": "1", "data": "abc"}
 
 def state(value: float) -> AveragingState:
     shared = torch.full((2,), value)
-    return AveragingState({"head.weight": shared, "tied.weight": shared}, {"momentum": {"head.weight": shared}})
+    return AveragingState({"head.weight": shared, "tied.weight": shared}, {"momentum": {"head.weight": shared}}, {})
 
 
 def written(folder: Path) -> Checkpoints:

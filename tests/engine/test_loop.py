@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from polyfed.data.schema import Task
 from polyfed.engine.evaluate import Evaluation, score
+from polyfed.engine.trainer import Trainer
 from polyfed.errors import RunError
 from polyfed.experiment.world import build_world
 from tests.worlds import tiny, train
@@ -90,20 +92,37 @@ def test_a_round_goes_on_while_the_quorum_holds() -> None:
     }
 
 
-def test_a_refused_client_keeps_its_personal_state() -> None:
-    """A client whose training went wrong does not go on from the wreck."""
+def test_a_client_whose_reply_is_lost_keeps_what_it_has_learned() -> None:
+    """The client does not know that its reply was lost; local training needs no reply at all."""
 
-    def damaged(round_number: int, client: int, reply: Any) -> Any:
+    def lost(round_number: int, client: int, reply: Any) -> Any:
         return None if (round_number, client) == (2, 1) else reply
 
     experiment = tiny(method__name="local", rounds=2)
-    one = train(tiny(method__name="local", rounds=1)).personal
-    two = train(experiment, deliver=damaged).personal
-    for client in range(4):
-        same = all(
-            torch.equal(value, two[client]["parameters"][name]) for name, value in one[client]["parameters"].items()
-        )
-        assert same == (client == 1)
+    assert train(experiment, deliver=lost).personal_digest == train(experiment).personal_digest
+
+
+def test_a_client_that_diverges_goes_on_from_its_former_personal_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Trainer.fit
+
+    def diverging(self: Trainer, card: Any, request: Any, key: Any) -> Any:
+        fitted = honest(self, card, request, key)
+        if card.id != 1 or key[1] != 2:
+            return fitted
+        return replace(fitted, parameters={name: value * torch.nan for name, value in fitted.parameters.items()})
+
+    one = train(tiny(method__name="local", rounds=1)).personal[1]["parameters"]
+    monkeypatch.setattr(Trainer, "fit", diverging)
+    outcome = train(tiny(method__name="local", rounds=2))
+    assert all(torch.equal(value, outcome.personal[1]["parameters"][name]) for name, value in one.items())
+    assert [(entry["round"], entry["client"]) for entry in outcome.progress.refused] == [(2, 1)]
+
+
+def test_a_refused_reply_that_travelled_is_counted() -> None:
+    def damaged(round_number: int, client: int, reply: Any) -> Any:
+        return replace(reply, examples=10**9) if client == 1 else reply
+
+    assert train(tiny(rounds=1), deliver=damaged).progress.bytes == train(tiny(rounds=1)).progress.bytes
 
 
 def test_the_pooled_federation_is_one_client_judged_on_everybody(tmp_path: Path) -> None:

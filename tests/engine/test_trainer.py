@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
+from polyfed.engine import trainer as trainer_module
 from polyfed.engine.trainer import Pending, Trainer, batches
 from polyfed.experiment.world import World, build_world
 from polyfed.method.objective import supervised
@@ -108,3 +112,74 @@ def test_a_missing_start_value_is_named(world: World) -> None:
     request = Measure(supervised, start, world.federation.client(2).train, BOTH)
     with pytest.raises(LookupError, match=r"head\.digit\.weight"):
         Trainer(world.architecture).answer([Pending(world.federation.cards[2], request, ("key",))])
+
+
+def test_measured_task_losses_do_not_depend_on_how_samples_are_cut_into_batches(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the samples are unlabelled: batches hold different numbers of labelled ones."""
+    client = world.federation.client(2)
+    labelled = {name: torch.arange(len(client.train)) % 7 < 2 for name in client.train.labelled}
+    data = replace(client.train, labelled=labelled)
+    start = world.architecture.initial(0)
+    found = []
+    for size in (1, 5, 64, 10_000):
+        monkeypatch.setattr(trainer_module, "MEASURE_BATCH", size)
+        request = Measure(supervised, start, data, BOTH)
+        (measured,) = Trainer(world.architecture).answer([Pending(client.card, request, ("key",))])
+        assert isinstance(measured, dict)
+        found.append(measured)
+    for name in ("loss.digit", "loss.parity"):
+        assert [one[name] for one in found] == pytest.approx([found[-1][name]] * 4, rel=1e-5)
+
+
+def test_nothing_to_train_is_no_error(world: World) -> None:
+    request, answer = fitted(world, trains=frozenset())
+    assert answer.steps == 0
+    assert moved(request, answer) == set()
+
+
+def test_frozen_parameters_belong_to_the_model_and_are_not_part_of_a_fit(world: World) -> None:
+    class Frozen:
+        """The same model with a frozen encoder."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.architecture, name)
+
+        def assemble(self, components: Any) -> torch.nn.Module:
+            module = world.architecture.assemble(components)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(not name.startswith("encoder.image"))
+            return module
+
+    start = {name: v for name, v in world.architecture.initial(0).items() if not name.startswith("encoder.image")}
+    client = world.federation.client(2)
+    trainer = Trainer(Frozen())
+    before = {name: value.clone() for name, value in trainer.model(client.card.components).module.named_parameters()}
+    (answer,) = trainer.answer([Pending(client.card, Fit(supervised, start, client.train, Recipe(), BOTH), ("key",))])
+    assert isinstance(answer, Fitted)
+    assert answer.parameters.keys() == start.keys()
+    after = dict(trainer.model(client.card.components).module.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder.image"))
+
+
+def test_samples_without_an_active_modality_are_not_trained_on(world: World) -> None:
+    client = world.federation.client(2)
+    mask = torch.arange(len(client.train)) < 3
+    skewed = client.train.masked({"audio": mask})
+    assert len(skewed.holding({"audio"})) == 3
+    assert len(skewed.holding({"audio", "image"})) == len(client.train)
+    assert len(skewed.holding(())) == 0
+
+
+def test_a_parameter_without_a_gradient_does_not_move_whatever_weight_decay_and_momentum_say(world: World) -> None:
+    def of_the_digit_alone(model: Any, batch: Any, extra: Any) -> Any:
+        prediction = model(batch).predictions["digit"]
+        return prediction.square().mean(), {}
+
+    recipe = Recipe(lr=0.1, weight_decay=0.5, momentum=0.9, batch_size=16)
+    request = replace(fit_request(world), objective=of_the_digit_alone, recipe=recipe)
+    (answer,) = Trainer(world.architecture).answer([Pending(world.federation.cards[2], request, ("key",))])
+    assert isinstance(answer, Fitted)
+    assert "head.parity" not in moved(request, answer)
+    assert "head.digit" in moved(request, answer)

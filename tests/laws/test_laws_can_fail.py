@@ -121,6 +121,17 @@ def train_nothing(patch: Patch) -> None:
     patch.setattr(Trainer, "fit", lambda self, card, request, key: Fitted(request.start, 1, {"loss": 1.0}))
 
 
+def work_on_what_was_sent(patch: Patch) -> None:
+    honest = Averaging.train
+
+    def careless(self: Averaging, order: Any, personal: Any, client: Any, clock: Any) -> Any:
+        for value in order.tensors["parameters"].values():
+            value.add_(1.0)
+        return honest(self, order, personal, client, clock)
+
+    patch.setattr(Averaging, "train", careless)
+
+
 LAWS: dict[str, tuple[Break, Callable[[Patch, Path], None]]] = {
     "only shared names leave": (
         leak_personal_parameters,
@@ -165,6 +176,10 @@ LAWS: dict[str, tuple[Break, Callable[[Patch, Path], None]]] = {
     "state is not changed": (
         update_in_place,
         lambda patch, path: laws.test_a_round_changes_neither_the_state_nor_the_replies_it_was_given("fedavg"),
+    ),
+    "orders are not changed": (
+        work_on_what_was_sent,
+        lambda patch, path: laws.test_a_client_does_not_change_what_it_was_sent("fedavg", patch),
     ),
     "identical replies": (
         average_by_sum,

@@ -199,7 +199,11 @@ DAMAGES: dict[str, Damage] = {
     "inflated count": lambda r: replace(r, examples=10**9),
     "negative count": lambda r: replace(r, examples=-5),
     "number not finite": lambda r: replace(r, numbers={**r.numbers, "loss": float("nan")}),
-    "not a reply": lambda r: b"\x80\x04K\x01.",
+    "not a reply": lambda r: {"parameters": 1},
+    "bytes of a pickle": lambda r: b"\x80\x04K\x01.",
+    "half a message": lambda r: wire.encode_reply(r)[:-100],
+    "a flood of numbers": lambda r: replace(r, numbers={str(number): 0.0 for number in range(10_000)}),
+    "a name that cannot be printed": lambda r: replace(r, numbers={**r.numbers, "\ud800": 0.0}),
     "lost": lambda r: None,
 }
 
@@ -252,6 +256,12 @@ def test_counted_bytes_are_those_of_the_encoded_messages(method: str, monkeypatc
 
 
 @every_method
+def test_a_reply_that_travels_as_bytes_gives_the_same_bits(method: str) -> None:
+    travelled = train(experiment_of(method), deliver=lambda number, client, reply: wire.encode_reply(reply))
+    assert digests(travelled) == digests(train(experiment_of(method)))
+
+
+@every_method
 def test_evaluating_more_often_changes_no_bit(method: str) -> None:
     seldom = train(experiment_of(method, engine__evaluate_every=100))
     assert digests(train(experiment_of(method, engine__evaluate_every=1))) == digests(seldom)
@@ -295,6 +305,21 @@ def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: 
     replace(world, method=watching).loop(deliver=noted).run()
     assert watching.unchanged == [True] * 3
     assert all(digest_of(pack(reply)[1]) == digest for reply, digest in kept)
+
+
+@every_method
+def test_a_client_does_not_change_what_it_was_sent(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Order, str]] = []
+    begin = Simulator._begin
+
+    def noted(self: Simulator, client: int, order: Order, clock: Any) -> Any:
+        seen.append((order, digest_of(pack(order.tensors)[1])))
+        return begin(self, client, order, clock)
+
+    monkeypatch.setattr(Simulator, "_begin", noted)
+    train(experiment_of(method, rounds=1))
+    assert seen
+    assert all(digest_of(pack(order.tensors)[1]) == digest for order, digest in seen)
 
 
 @every_exchanging_method

@@ -1,19 +1,42 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pytest
+import torch
 
 from polyfed.engine.drive import drive
 from polyfed.errors import UserError
-from polyfed.method.protocol import Clock
-from polyfed.method.select import SELECTORS, Selector
-from polyfed.scenario.federation import Card
+from polyfed.experiment.world import build_world
+from polyfed.method.objective import supervised
+from polyfed.method.protocol import (
+    ClientStep,
+    Clock,
+    Conversation,
+    Groups,
+    Measure,
+    Order,
+    Reply,
+    Work,
+    ask,
+    join,
+    measure,
+)
+from polyfed.method.select import SELECTORS, Cohort, Everyone, Selector
+from polyfed.model.architecture import Tensors
+from polyfed.scenario.federation import Card, Client, Roster
 from tests.worlds import tiny, train
 
 ROSTER = {k: Card(k, f"client {k}", ("audio", "image") if k % 2 else ("image",), ("digit",), 10) for k in range(20)}
 
 
 def choose(selector: Selector, round_number: int = 1, seed: int = 0) -> dict[int, frozenset[str]]:
-    return dict(drive(selector(ROSTER, Clock(seed, round_number, 10)), lambda wanted: None))
+    conversation = selector.choose({}, {}, ROSTER, Clock(seed, round_number, 10))
+    cohort, memory = drive(conversation, lambda wanted: None)
+    assert memory == {}
+    return dict(cohort)
 
 
 def test_everyone_takes_part_with_all_modalities() -> None:
@@ -40,3 +63,45 @@ def test_more_clients_per_round_than_there_are_is_refused() -> None:
 def test_only_the_cohort_is_asked() -> None:
     outcome = train(tiny(select__name="random", select__clients=2, rounds=1, method__name="local"))
     assert len(outcome.personal) == 2
+
+
+@dataclass(frozen=True)
+class Worst(Everyone):
+    """Asks every client for its loss, trains the two worst, and counts how often each was chosen."""
+
+    @property
+    def steps(self) -> Mapping[str, ClientStep]:
+        return {"measure": self.measure}
+
+    def measure(self, order: Order, personal: Groups, client: Client, clock: Clock) -> Work:
+        start = join(order.tensors["parameters"], personal.get("parameters", {}), client=client.card.id)
+        numbers = yield from measure(Measure(supervised, start, client.train, order.active))
+        return Reply(len(client.train), {}, {"loss": numbers["loss"]}), personal
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        return {"chosen": {"times": torch.zeros(len(roster))}}
+
+    def choose(
+        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
+    ) -> Conversation[tuple[Cohort, Groups]]:
+        orders = {
+            k: Order("measure", frozenset(card.modalities), {"parameters": parameters}) for k, card in roster.items()
+        }
+        replies = yield from ask(orders)
+        worst = sorted(replies, key=lambda k: -replies[k].numbers["loss"])[:2]
+        times = memory["chosen"]["times"].clone()
+        times[worst] += 1
+        return {k: frozenset(roster[k].modalities) for k in sorted(worst)}, {"chosen": {"times": times}}
+
+
+def test_a_selector_may_exchange_and_remember_and_its_memory_survives_a_stop(tmp_path: Path) -> None:
+    world = build_world(tiny(rounds=3))
+    context = replace(world.method.context, select=Worst())
+    worst = replace(world, method=replace(world.method, context=context))
+    whole = worst.loop().run()
+    assert float(whole.state.selection["chosen"]["times"].sum()) == 3 * 2
+    short = replace(worst, experiment=tiny(rounds=1))
+    short.loop(tmp_path).run()
+    resumed = worst.loop(tmp_path).run(resume=True)
+    assert resumed.digest == whole.digest
+    assert torch.equal(resumed.state.selection["chosen"]["times"], whole.state.selection["chosen"]["times"])

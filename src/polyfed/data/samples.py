@@ -100,6 +100,12 @@ class Samples:
             labelled={name: self.labelled[name] for name in sorted(tasks)},
         )
 
+    def holding(self, modalities: Iterable[str]) -> Samples:
+        """Return the samples that have at least one of these modalities."""
+        masks = [self.present[name] for name in modalities if name in self.present]
+        held = torch.stack(masks).any(0) if masks else torch.zeros(len(self), dtype=torch.bool)
+        return self if bool(held.all()) else self.take(torch.nonzero(held).flatten())
+
     def masked(self, present: Mapping[str, Tensor]) -> Samples:
         """Return the same samples with modalities taken away where the given masks (samples,) are false."""
         return replace(self, present={name: mask & present.get(name, mask) for name, mask in self.present.items()})

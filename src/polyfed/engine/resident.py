@@ -18,12 +18,16 @@ from polyfed.model.architecture import Outputs, Tensors
 
 
 class Resident:
-    """A model as an objective sees it. ``values`` and ``slopes`` (parameters,) are the flat buffers."""
+    """A model as an objective sees it. ``values`` and ``slopes`` (parameters,) are the flat buffers.
+
+    Parameters that the architecture built frozen (a pre-trained base) are no part of them: they stay in the module,
+    are never loaded, and an architecture may share them among its models.
+    """
 
     def __init__(self, module: nn.Module, tasks: Mapping[str, Task]) -> None:
         self.module = module
         self.tasks = tasks
-        self.parameters = dict(module.named_parameters())
+        self.parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
         first = next(iter(self.parameters.values()))
         for name, parameter in self.parameters.items():
             if parameter.dtype != first.dtype:

@@ -16,6 +16,8 @@ from polyfed.engine.wire import owner_of
 from polyfed.method.protocol import Expected, Groups, Order, Reply
 from polyfed.scenario.federation import Card
 
+MOST_NUMBERS = 256  # of a reply: scalars are for logs and weights, not a way around the tensors that were asked for
+LONGEST_NAME = 200
 DIVERGED = "; if training diverged, lower train.lr or set train.clip_norm"
 
 
@@ -27,9 +29,13 @@ class Refusal:
     reason: str
 
 
-def screen_personal(groups: Groups, card: Card) -> Refusal | None:
-    """Return why a client must not keep its personal parameters: they are not finite."""
-    return _values({"parameters": groups.get("parameters", {})}, {}, card.components, math.inf)
+def screen_own(reply: Any, personal: Groups, card: Card) -> Refusal | None:
+    """Return why a client throws its own work away: its numbers or personal tensors are not finite.
+
+    Every client sees this itself, whether or not its reply arrives; it then goes on from its former personal state.
+    """
+    numbers = _finite(reply.numbers) if isinstance(reply, Reply) and not malformed(reply) else None
+    return numbers or _values(personal, {}, card.components, math.inf)
 
 
 def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Refusal | None:
@@ -40,15 +46,33 @@ def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Re
     if not isinstance(reply, Reply):
         return Refusal("reply", f"expected a Reply, got {type(reply).__name__}")
     return (
-        _malformed(reply)
+        malformed(reply)
         or _counts(reply, card)
+        or _finite(reply.numbers)
         or _names(reply.tensors, order.expects, card.components)
         or _shapes(reply.tensors, order.expects, card.components)
+        or _bounded(reply.tensors, order.expects, card.components)
         or _values(reply.tensors, order.tensors, card.components, largest_growth)
     )
 
 
-def _malformed(reply: Reply) -> Refusal | None:
+def countable(reply: Any) -> bool:
+    """Whether a reply can be weighed: it is one, and holds ordinary tensors only."""
+    return (
+        isinstance(reply, Reply)
+        and malformed(reply) is None
+        and all(
+            isinstance(value, Tensor) and ordinary(value) for held in reply.tensors.values() for value in held.values()
+        )
+    )
+
+
+def ordinary(value: Tensor) -> bool:
+    """Whether a tensor has its values in memory, one after another."""
+    return value.layout == torch.strided and not value.is_meta
+
+
+def malformed(reply: Reply) -> Refusal | None:
     """Refuse what is not made as a Reply says; the other checks rely on it."""
     parts: tuple[tuple[str, Any], ...] = (("tensors", reply.tensors), ("numbers", reply.numbers))
     if isinstance(reply.tensors, Mapping):
@@ -56,13 +80,20 @@ def _malformed(reply: Reply) -> Refusal | None:
     for place, table in parts:
         if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
             return Refusal(place, f"expected a table by name, got {reprlib.repr(table)}")
+    names = list(reply.numbers)
+    if len(names) > MOST_NUMBERS or any(len(name) > LONGEST_NAME or not name.isprintable() for name in names):
+        return Refusal("numbers", f"more than {MOST_NUMBERS} numbers, or names of more than {LONGEST_NAME} letters")
     return None
 
 
 def _counts(reply: Reply, card: Card) -> Refusal | None:
     if type(reply.examples) is not int or not 0 <= reply.examples <= card.examples:
         return Refusal("examples", f"claims {reply.examples!r} training samples, its card says {card.examples}")
-    for name, value in reply.numbers.items():
+    return None
+
+
+def _finite(numbers: Mapping[str, float]) -> Refusal | None:
+    for name, value in numbers.items():
         if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return Refusal(f"numbers.{name}", f"{reprlib.repr(value)} is not a finite number{DIVERGED}")
     return None
@@ -88,10 +119,19 @@ def _shapes(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts
                 return Refusal(
                     _part(name, group, parts), f"{name!r} has shape {tuple(value.shape)}, expected {wanted.shape}"
                 )
-            if value.layout != torch.strided or value.is_meta:
+            if not ordinary(value):
                 return Refusal(_part(name, group, parts), f"{name!r} is not an ordinary tensor")
             if value.dtype != wanted.dtype:
                 return Refusal(_part(name, group, parts), f"{name!r} has dtype {value.dtype}, expected {wanted.dtype}")
+    return None
+
+
+def _bounded(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts: Collection[str]) -> Refusal | None:
+    for group, tensors in groups.items():
+        for name, value in tensors.items():
+            limit = expects[group][name].largest
+            if limit is not None and float(torch.linalg.vector_norm(value)) > limit:
+                return Refusal(_part(name, group, parts), f"norm of {name!r} is above its limit {limit:.3g}")
     return None
 
 

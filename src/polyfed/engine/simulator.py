@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyfed.engine.records import Recorder
-from polyfed.engine.screen import Refusal, screen, screen_personal
+from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.trainer import Pending, Trainer
-from polyfed.engine.wire import order_bytes, reply_bytes
+from polyfed.engine.wire import MalformedMessage, decode_reply, order_bytes, reply_bytes
 from polyfed.errors import RunError, unknown
 from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Reply, Work
 from polyfed.model.architecture import Tensors
@@ -69,7 +69,7 @@ class Answer:
 class Simulator:
     """Runs client steps, screens and counts their replies, and feeds them to the method in ascending client id.
 
-    ``deliver`` stands for the network: it may lose a reply (None) or damage it, which the tests use.
+    ``deliver`` stands for the network: it may hand on a reply, its bytes, damage either, or lose it (None).
     """
 
     def __init__(
@@ -176,19 +176,16 @@ class Simulator:
         card = self.federation.cards[answer.client]
         down = order_bytes(order, card.components)
         self.bytes["down"] += sum(down.values())
-        reply = self.deliver(clock.round, answer.client, answer.reply)
-        refusal = (
-            Refusal("reply", "lost on the way")
-            if reply is None
-            else screen(reply, order, card, largest_growth=self.screening.largest_growth)
-            or screen_personal(answer.personal, card)
-        )
-        if refusal is not None:
-            self._refuse(answer.client, refusal, clock, down)
-            return None
-        up = reply_bytes(reply, card.components)
+        own = screen_own(answer.reply, answer.personal, card)
+        if own is None:
+            self.personal.keep(answer.client, answer.personal)
+        reply, broken = opened(self.deliver(clock.round, answer.client, answer.reply))
+        up = reply_bytes(reply, card.components) if countable(reply) else {}
         self.bytes["up"] += sum(up.values())
-        self.personal.keep(answer.client, answer.personal)
+        refusal = broken or screen(reply, order, card, largest_growth=self.screening.largest_growth) or own
+        if refusal is not None:
+            self._refuse(answer.client, refusal, clock, {"down": down, "up": up})
+            return None
         self.recorder.write(
             {
                 "kind": "client",
@@ -206,7 +203,7 @@ class Simulator:
         accepted: Reply = reply
         return accepted
 
-    def _refuse(self, client: ClientId, refusal: Refusal, clock: Clock, down: dict[str, int]) -> None:
+    def _refuse(self, client: ClientId, refusal: Refusal, clock: Clock, counted: dict[str, dict[str, int]]) -> None:
         entry = {
             "round": clock.round,
             "client": client,
@@ -214,7 +211,19 @@ class Simulator:
             "reason": refusal.reason,
         }
         self.refused.append(entry)
-        self.recorder.write({"kind": "refused", **entry, "bytes": {"down": down}})
+        self.recorder.write({"kind": "refused", **entry, "bytes": counted})
+
+
+def opened(delivered: Any) -> tuple[Any, Refusal | None]:
+    """Read what was delivered: nothing (a lost reply), a message in bytes, or a reply handed over in this process."""
+    if delivered is None:
+        return None, Refusal("reply", "lost on the way")
+    if not isinstance(delivered, bytes):
+        return delivered, None
+    try:
+        return decode_reply(delivered), None
+    except MalformedMessage as error:
+        return None, Refusal("message", str(error))
 
 
 TOLD = 3

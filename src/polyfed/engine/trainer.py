@@ -13,6 +13,7 @@ from polyfed.engine.optimizers import Optimizer, clip, optimizer
 from polyfed.engine.resident import Resident
 from polyfed.method.protocol import Fit, Fitted, Measure, Recipe, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
+from polyfed.model.losses import Logged, Share
 from polyfed.rng import Key, seeded, torch_generator
 from polyfed.scenario.federation import Card
 
@@ -73,6 +74,8 @@ class Trainer:
             parameter.requires_grad_(moves)
             if moves:
                 moving.append(name)
+        if not moving:
+            return Fitted(request.start, 0, {})
         set_mode(model, training=True)
         with seeded(*key, "module", device=self.device):
             steps, numbers = self._descend(model, moving, request, key)
@@ -90,7 +93,7 @@ class Trainer:
             batch = self.batch(request.data, positions, request.active)
             loss, scalars = request.objective(model, batch, extra)
             descent.step(loss)
-            logged.add({"loss": loss.detach(), **scalars}, len(positions))
+            logged.add({"loss": loss, **scalars}, len(positions))
             steps += 1
         return steps, logged.means()
 
@@ -174,23 +177,23 @@ def set_mode(model: Resident, *, training: bool) -> None:
 
 
 class LoggedMeans:
-    """Weighted means of scalars, kept as tensors until the end so that no step waits for the device."""
+    """Means of what objectives log, kept as tensors until the end so that no step waits for the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, int] = {}
+        self._shares: dict[str, Share] = {}
 
-    def add(self, scalars: Mapping[str, Tensor], weight: int) -> None:
-        """Take in the scalars of one batch."""
-        for name, value in scalars.items():
-            held = self._sums.get(name)
-            added = value.detach() * weight
-            self._sums[name] = added if held is None else held.add_(added)
-            self._weights[name] = self._weights.get(name, 0) + weight
+    def add(self, logged: Logged, samples: int) -> None:
+        """Take in what was logged for one batch."""
+        for name, value in logged.items():
+            share = value if isinstance(value, Share) else Share(value.detach() * samples, torch.tensor(samples))
+            held = self._shares.get(name)
+            if held is not None:
+                share = Share(held.total + share.total, held.samples + share.samples)
+            self._shares[name] = share
 
     def means(self) -> dict[str, float]:
-        """Return the means."""
-        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+        """Return the means; a name of which no sample counted has none."""
+        return {name: float(held.total) / int(held.samples) for name, held in self._shares.items() if int(held.samples)}
 
 
 def batches(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> list[Tensor]:

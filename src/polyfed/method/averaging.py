@@ -8,7 +8,7 @@ from functools import cache
 from typing import Literal
 
 from polyfed.data.schema import Task
-from polyfed.method.combine import Mean, MeanOverHolders, diluted
+from polyfed.method.combine import Mean, MeanOverHolders, Weigh, diluted
 from polyfed.method.objective import supervised
 from polyfed.method.protocol import (
     ClientStep,
@@ -19,6 +19,7 @@ from polyfed.method.protocol import (
     Objective,
     Order,
     Recipe,
+    Reducer,
     Reply,
     Work,
     expected,
@@ -26,7 +27,7 @@ from polyfed.method.protocol import (
     fold,
     join,
 )
-from polyfed.method.select import Selector, everyone
+from polyfed.method.select import Everyone, Selector
 from polyfed.method.server import Replace, ServerOptimizer
 from polyfed.model.architecture import Tensors, component_of
 from polyfed.scenario.federation import Card, Client, Roster
@@ -41,7 +42,7 @@ class Context:
 
     recipe: Recipe
     components: Components
-    select: Selector = field(default_factory=everyone)
+    select: Selector = field(default_factory=Everyone)
     tasks: Mapping[str, Task] = field(default_factory=dict)
 
 
@@ -62,10 +63,11 @@ def by_examples(card: Card, reply: Reply) -> float:
 
 @dataclass(frozen=True)
 class AveragingState:
-    """The server's parameters (shared ones only) and its optimiser's memory."""
+    """The server's parameters (shared ones only), its optimiser's memory and its selector's."""
 
     parameters: Tensors
     memory: Groups
+    selection: Groups
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ class Averaging:
     """Each chosen client trains on its own samples; what it shares is averaged over those who hold it.
 
     ``objective`` is the local loss (``anchored``: it is given the received parameters as ``extra["anchor"]``),
-    ``share`` tells which parameter names travel, ``weigh`` how much a reply counts, ``missing`` what a client without a
-    component means for its average (``renormalise``: it does not count, ``dilute``: it counts as unchanged), ``server``
-    what is done with the average. Whom to ask, with which modalities, and the training recipe are in ``context``.
+    ``share`` tells which parameter names travel, ``combine`` reduces the replies with weights from ``weigh``,
+    ``missing`` tells what a client without a component means for its average (``renormalise``: it does not count,
+    ``dilute``: it counts as unchanged), ``server`` what is done with the average. Whom to ask, with which modalities,
+    and the training recipe are in ``context``.
     """
 
     context: Context
@@ -83,17 +86,19 @@ class Averaging:
     anchored: bool = False
     share: Callable[[str], bool] = everything
     weigh: Callable[[Card, Reply], float] = by_examples
+    combine: Callable[[Weigh], Reducer[Mean]] = MeanOverHolders
     missing: Missing = "renormalise"
     server: ServerOptimizer = field(default_factory=Replace)
 
     @property
     def steps(self) -> Mapping[str, ClientStep]:
-        """The one thing a client is asked to do: train."""
-        return {"train": self.train}
+        """What a client is asked to do: train, and whatever the selector asks."""
+        return {"train": self.train, **self.context.select.steps}
 
     def begin(self, initial: Tensors, roster: Roster) -> AveragingState:
         """Start from the first values of what is shared."""
-        return AveragingState({name: value for name, value in initial.items() if self.share(name)}, {})
+        shared = {name: value for name, value in initial.items() if self.share(name)}
+        return AveragingState(shared, {}, self.context.select.begin(initial, roster))
 
     def enrol(self, initial: Tensors, card: Card) -> Groups:
         """Give a client first values of what it does not share."""
@@ -103,14 +108,13 @@ class Averaging:
 
     def round(self, state: AveragingState, roster: Roster, clock: Clock) -> Conversation[AveragingState]:
         """Choose, train, average, update."""
-        chosen = yield from self.context.select(roster, clock)
+        chosen, selection = yield from self.context.select.choose(state.parameters, state.selection, roster, clock)
         orders = self.orders(state, roster, chosen)
-        reducer = MeanOverHolders(lambda client, reply: self.weigh(roster[client], reply))
-        mean: Mean = yield from fold(orders, reducer)
+        mean = yield from fold(orders, self.combine(lambda client, reply: self.weigh(roster[client], reply)))
         if self.missing == "dilute":
             mean = diluted(mean, state.parameters)
         parameters, memory = self.server.update(state.parameters, mean.values, state.memory)
-        return replace(state, parameters=parameters, memory=memory)
+        return AveragingState(parameters, memory, selection)
 
     def orders(self, state: AveragingState, roster: Roster, chosen: Mapping[int, frozenset[str]]) -> dict[int, Order]:
         """Make the orders of a round; clients with equal components share one set of tensors."""
@@ -131,14 +135,13 @@ class Averaging:
         received = order.tensors["parameters"]
         start = join(received, personal.get("parameters", {}), client=client.card.id)
         extra = {"anchor": received} if self.anchored else {}
-        fitted = yield from fit(
-            Fit(self.objective, start, client.train, self.context.recipe, active=order.active, extra=extra)
-        )
+        data = client.train.holding(order.active)
+        fitted = yield from fit(Fit(self.objective, start, data, self.context.recipe, active=order.active, extra=extra))
         shared = {name: fitted.parameters[name] for name in received}
         kept = {name: value for name, value in fitted.parameters.items() if name not in received}
         numbers = {**fitted.numbers, "steps": float(fitted.steps)}
         personal = {**personal, "parameters": kept} if kept else personal
-        return Reply(len(client.train), {"parameters": shared}, numbers), personal
+        return Reply(len(data), {"parameters": shared}, numbers), personal
 
     def deploy(self, state: AveragingState, card: Card) -> Tensors:
         """Return the shared parameters of one client's components."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from polyfed.data.samples import Batch
 from polyfed.method.protocol import Groups, Model
-from polyfed.model.losses import total_loss
+from polyfed.model.losses import Logged, total_loss
 
 
-def supervised(model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+def supervised(model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
     """Sum over the tasks of their mean loss on the labelled samples of a batch."""
     return total_loss(model.tasks, model(batch), batch)
 
@@ -26,7 +26,7 @@ class Proximal:
 
     mu: float
 
-    def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
         """Return the loss () and its parts."""
         loss, logged = supervised(model, batch, extra)
         anchor = extra["anchor"]

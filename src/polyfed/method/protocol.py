@@ -17,6 +17,7 @@ from torch import Tensor
 from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Task
 from polyfed.model.architecture import Outputs, Tensors
+from polyfed.model.losses import Logged
 from polyfed.rng import Key, torch_generator
 from polyfed.scenario.federation import Card, Client, ClientId, Roster
 
@@ -34,10 +35,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reply's tensor must look like."""
+    """What a reply's tensor must look like; ``largest`` bounds its Euclidean norm where nothing was sent to compare."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    largest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,13 @@ class Model(Protocol):
         ...
 
 
-Objective = Callable[[Model, Batch, Groups], tuple[Tensor, dict[str, Tensor]]]
-"""A pure function of model, batch and extra tensors -> loss () and logged scalars ().
+Objective = Callable[[Model, Batch, Groups], tuple[Tensor, Logged]]
+"""A pure function of model, batch and extra tensors -> loss () and what is to be logged.
 
-It holds no state, writes branches on tensor values with ``torch.where`` and counts only samples whose ``labelled`` mask
-is true, so that batches may be padded and clients stacked.
+A logged ``Share`` (sum and number of samples) becomes an exact mean however the samples are cut into batches; a plain
+scalar () is averaged over batches, weighted by their size, and so is the loss itself. An objective holds no state,
+writes branches on tensor values with ``torch.where`` and counts only samples whose ``labelled`` mask is true, so that
+batches may be padded and clients stacked.
 """
 
 
@@ -195,7 +199,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Measure:
-    """Evaluate ``objective`` over ``data`` without training: the sample-weighted mean of its logged scalars."""
+    """Evaluate ``objective`` over ``data`` without training: the means of what it logs, and of its loss."""
 
     objective: Objective
     parameters: Tensors

@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from polyfed.errors import UserError
-from polyfed.method.protocol import Clock, Conversation
+from polyfed.method.protocol import ClientStep, Clock, Conversation, Groups
+from polyfed.model.architecture import Tensors
 from polyfed.registry import Registry
 from polyfed.rng import numpy_generator
 from polyfed.scenario.federation import ClientId, Roster
 
-Chosen = Mapping[ClientId, frozenset[str]]
+Cohort = Mapping[ClientId, frozenset[str]]
+"""The chosen clients and the modalities each is to use."""
 
 
 class Selector(Protocol):
-    """A conversation that answers the chosen clients and their active modalities; it may itself exchange."""
+    """Chooses the cohort of a round. Its memory is named tensors, which the method keeps in its state."""
 
-    def __call__(self, roster: Roster, clock: Clock) -> Conversation[Chosen]:
-        """Choose the cohort of a round."""
+    @property
+    def steps(self) -> Mapping[str, ClientStep]:
+        """What it asks of clients itself, such as to measure a loss; names must differ from the method's steps."""
         ...
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        """Return the first memory."""
+        ...
+
+    def choose(
+        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
+    ) -> Conversation[tuple[Cohort, Groups]]:
+        """Choose a cohort for the server's current parameters; may hold exchanges. Returns it and the new memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """All clients, with all their modalities."""
+
+    @property
+    def steps(self) -> Mapping[str, ClientStep]:
+        """Nothing is asked."""
+        return {}
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        """Nothing is remembered."""
+        return {}
+
+    def choose(
+        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
+    ) -> Conversation[tuple[Cohort, Groups]]:
+        """Choose every client."""
+        yield from ()
+        return {client: frozenset(card.modalities) for client, card in roster.items()}, memory
+
+
+@dataclass(frozen=True)
+class Uniform(Everyone):
+    """``clients`` of them drawn without replacement, all equally likely, with all their modalities."""
+
+    clients: int
+
+    def choose(
+        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
+    ) -> Conversation[tuple[Cohort, Groups]]:
+        """Draw the cohort of a round."""
+        yield from ()
+        if self.clients > len(roster):
+            raise UserError(f"select.clients: {self.clients} clients per round, but the federation has {len(roster)}")
+        ids = np.fromiter(roster, dtype=np.int64, count=len(roster))
+        drawn = numpy_generator(*clock.key("select")).choice(ids, self.clients, replace=False, shuffle=False)
+        return {client: frozenset(roster[client].modalities) for client in sorted(drawn.tolist())}, memory
 
 
 def everyone() -> Selector:
     """All clients take part in every round, with all their modalities."""
-
-    def choose(roster: Roster, clock: Clock) -> Conversation[Chosen]:
-        yield from ()
-        return {client: frozenset(card.modalities) for client, card in roster.items()}
-
-    return choose
+    return Everyone()
 
 
 def uniform(*, clients: Annotated[int, Field(ge=1, description="clients per round")] = 10) -> Selector:
     """A fixed number of clients drawn without replacement, all equally likely (McMahan et al., 2017)."""
-
-    def choose(roster: Roster, clock: Clock) -> Conversation[Chosen]:
-        yield from ()
-        if clients > len(roster):
-            raise UserError(f"select.clients: {clients} clients per round, but the federation has {len(roster)}")
-        ids = np.fromiter(roster, dtype=np.int64, count=len(roster))
-        drawn = numpy_generator(*clock.key("select")).choice(ids, clients, replace=False, shuffle=False)
-        return {client: frozenset(roster[client].modalities) for client in sorted(drawn.tolist())}
-
-    return choose
+    return Uniform(clients)
 
 
 SELECTORS: Registry[Selector] = Registry("selection")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional
@@ -11,6 +12,16 @@ from polyfed.data.samples import Batch
 from polyfed.data.schema import Task
 from polyfed.model.architecture import Outputs
 from polyfed.model.masks import keep, masked_mean
+
+
+class Share(NamedTuple):
+    """A sum () over samples and their number (): shares of several batches add up to an exact mean."""
+
+    total: Tensor
+    samples: Tensor
+
+
+Logged = dict[str, Tensor | Share]
 
 
 def per_sample(values: Tensor) -> Tensor:
@@ -38,17 +49,17 @@ def task_loss(task: Task, prediction: Tensor, target: Tensor, labelled: Tensor) 
     return masked_mean(sample_losses(task, prediction, target, labelled), labelled)
 
 
-def total_loss(tasks: Mapping[str, Task], outputs: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def total_loss(tasks: Mapping[str, Task], outputs: Outputs, batch: Batch) -> tuple[Tensor, Logged]:
     """Sum of the losses of the tasks that are both predicted and in the batch.
 
-    Returns the sum () and, to be logged, "loss" and "loss.<task>" (), cut from the graph.
+    Returns the sum () and, to be logged, "loss.<task>" as a share of the labelled samples, cut from the graph.
     """
-    names = sorted(outputs.predictions.keys() & batch.labelled.keys())
-    losses = {
-        name: task_loss(tasks[name], outputs.predictions[name], batch.targets[name], batch.labelled[name])
-        for name in names
-    }
+    losses: list[Tensor] = []
+    logged: Logged = {}
+    for name in sorted(outputs.predictions.keys() & batch.labelled.keys()):
+        labelled = batch.labelled[name]
+        values = sample_losses(tasks[name], outputs.predictions[name], batch.targets[name], labelled)
+        losses.append(masked_mean(values, labelled))
+        logged[f"loss.{name}"] = Share(keep(values, labelled).sum().detach(), labelled.sum())
     # The fused vector's empty sum keeps a graph where there is no task at all.
-    total = sum(losses.values(), start=outputs.fused.flatten()[:0].sum())
-    logged = {"loss": total.detach(), **{f"loss.{name}": value.detach() for name, value in losses.items()}}
-    return total, logged
+    return sum(losses, start=outputs.fused.flatten()[:0].sum()), logged
