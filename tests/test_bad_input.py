@@ -110,11 +110,19 @@ EXPERIMENTS: dict[str, tuple[Bad, str]] = {
     "option of another method": ({"method.mu": 0.1}, r"method\.mu: unknown key 'mu'\. Choices: name, missing"),
     "key that is no text": (TEXT + "1: 2\n", "1: 1 is not allowed: keys should be strings"),
     # values
+    "a name where a table belongs": ({"method": "fedprox"}, r"method: 'fedprox' is a text .* write \{name: fedprox\}"),
+    "a part's name where a table belongs": (
+        {"scenario.partition": "iid"},
+        r"scenario\.partition: 'iid' is a text where a table belongs; write \{name: iid\}",
+    ),
+    "momentum without sgd": (
+        {"train.optimizer": "adam", "train.momentum": 0.9},
+        r"train: momentum 0\.9 is used by sgd only; with adam set it to 0",
+    ),
     "wrong type": ({"rounds": "many"}, "rounds: 'many' is not allowed: input should be a valid integer"),
     "true for a number": ({"rounds": True}, "rounds: 'true' is not allowed: input should be a valid integer"),
     "a value for a section": ({"train": 3}, "train: 3 is not allowed"),
     "a text for a list": ({SETS: "image"}, r"sets: 'image' is not allowed: input should be a valid list"),
-    "a text for a named section": ({"method": "fedprox"}, "method: 'fedprox' is not allowed"),
     "below the range": ({"train.lr": -1}, r"train\.lr: -1 is not allowed: input should be greater than 0"),
     "above the range": ({"train.lr": 1e39}, r"train\.lr: 1e\+39 is not allowed: input should be less than"),
     "rate above one": (
@@ -184,7 +192,7 @@ EXPERIMENTS: dict[str, tuple[Bad, str]] = {
     ),
     "more clients than samples": (
         {"scenario": {"clients": 99999}},
-        r"partition iid: 99999 clients, but the pool has 1437 samples to deal; use 1 to 1437",
+        r"scenario: 99999 clients, but avdigits has 740 groups of the field 'clip', .* use 1 to 740 clients",
     ),
     "unknown field": (
         {"scenario.partition": {"name": "natural", "field": "voise"}},
@@ -540,7 +548,7 @@ SAVED: dict[str, tuple[Damage, str]] = {
     "entries of another kind": (head(lambda h: h.update(personal=3), 0, 1), r"state\.json is damaged: TypeError"),
     "state of another method": (
         head(lambda h: h["state"].pop("memory"), 1),
-        r"round-000001: expected the fields \['memory', 'parameters'\]",
+        r"round-000001: expected the fields \['memory', 'parameters', 'selection'\]",
     ),
     "progress of another version": (
         head(lambda h: h["progress"].update(mood="good"), 1),
@@ -626,7 +634,7 @@ def parameters(change: Callable[[torch.Tensor], object]) -> Callable[[Reply], An
 
 
 HOSTILE: dict[str, tuple[Callable[[Reply], Any], str, str]] = {
-    "bytes": (lambda r: b"\x80\x04K\x01.", "reply", "expected a Reply, got bytes"),
+    "bytes": (lambda r: b"\x80\x04K\x01.", "message", "5 bytes are too few for a message"),
     "no tables": (lambda r: Reply(1, None, None), "tensors", "expected a table by name, got None"),  # type: ignore[arg-type]
     "a list for a group": (lambda r: Reply(1, {"parameters": []}), r"tensors\.parameters", r"got \[\]"),  # type: ignore[dict-item]
     "names that are no texts": (lambda r: Reply(1, {"parameters": {3: 4}}), r"tensors\.parameters", "by name"),  # type: ignore[dict-item]
@@ -761,6 +769,14 @@ def test_two_plugins_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
         (tmp_path / name / "own.py").write_text(encoder(FLAT.format("width"), name=name))
     config.load(written(tmp_path, {"plugins": ["one/own.py", "two/own.py"]}))
     assert {"one", "two"} <= set(ENCODERS.names())
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_method_without_its_parts_is_told_what_is_missing(tmp_path: Path) -> None:
+    METHODS.add("half", lambda context: object())
+    with pytest.raises(UserError, match=r"method 'half': object lacks steps, begin, enrol, round, deploy"):
+        run(written(tmp_path, {"method.name": "half"}), tmp_path / "out")
+    assert not contents(tmp_path / "out")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import polyfed
 from polyfed import UserError
 from polyfed.command import listing, progress
 from polyfed.errors import RunError
+from polyfed.report.tables import Column, ComparisonTable, Row, Spread
 
 TINY = """\
 name: tiny
@@ -42,7 +44,8 @@ with warnings.catch_warnings():
     from typer.testing import CliRunner
 
     from polyfed.command.app import app
-    from polyfed.command.inventory import histogram
+    from polyfed.command.inventory import histogram, outputs
+    from polyfed.command.results import comparison_tables
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,10 @@ def test_help_needs_no_torch_and_has_no_escape_codes() -> None:
 def test_an_unknown_command_is_a_mistake() -> None:
     assert call("fly").exit_code == 2
     assert call("run", "--fly").exit_code == 2
+    for mistyped, meant in (("runn", "run"), ("data chek", "check")):
+        message = refused(*mistyped.split())
+        assert message.count("Did you mean") == 1
+        assert f"Did you mean '{meant}'?" in message
 
 
 # -------------------------------------------------------------------------------------------------------- run
@@ -245,7 +252,8 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
     arguments = ["compare", experiment, "--methods", "local,fedprox[mu=0.1]", "--seeds", "0-1", "--set", "rounds=1"]
     result = call(*arguments, "--out", str(folder))
     assert result.exit_code == 0, result
-    assert re.search(r"fedprox\S*\s+\d+\.\d ± \d+\.\d", result.stdout)
+    assert re.search(r"fedprox\[mu=0\.1\] +1 +\d+\.\d ± \d+\.\d", result.stdout)
+    assert "differ in length" not in result.stdout
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == [f"run {k}/4" for k in (1, 2, 3, 4)]
     again = call(*arguments, "--out", str(folder))
     assert again.stdout == result.stdout
@@ -257,6 +265,24 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
     assert report.stdout.splitlines()[-1] == str(page)
     assert len(report.stdout.splitlines()) == 5
     assert page.exists()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_groups_and_methods_are_folded_and_never_cut(width: int) -> None:
+    groups = [f"body_acceleration+gravity+{name}" for name in ("gyroscope_of_the_left", "gyroscope_of_the_right")]
+    columns = tuple(Column("step", "accuracy", group) for group in (None, *groups))
+    cells = dict.fromkeys(columns, Spread(0.5, 0.01, 2))
+    cost = Spread(1.0, None, 2)
+    rows = tuple(Row(f"fedprox[mu={mu}]", (0, 1), (4, 30), cells, frozenset(), cost, cost) for mu in (0.1, 0.2))
+    console = Console(record=True, file=io.StringIO(), width=width, markup=False)
+    for table in comparison_tables(ComparisonTable(columns, rows)):
+        console.print(table)
+    output = console.export_text()
+    assert "…" not in output
+    assert output.count("4–30") == 4  # in both tables
+    assert output.count("50.0 ± 1.0") == 6
+    for name in (*groups, *(row.method for row in rows)):
+        assert width == 80 or name in output
 
 
 def test_a_failed_run_is_told_at_the_end(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +351,19 @@ def test_show_of_the_pooled_reference_shows_the_clients(experiment: str) -> None
 )
 def test_histogram(counts: list[int], drawn: str) -> None:
     assert histogram(counts) == drawn
+
+
+def test_show_names_components_and_numbers_on_a_narrow_screen(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    described = json.loads(call("show", experiment, "--json").stdout)
+    output = call("show", experiment).stdout
+    kinds = "".join(output[output.index("Kinds of clients") : output.rindex("Clients ")].split())
+    assert all(name in kinds for name in described["model"]["components"])
+
+
+def test_a_single_number_has_no_shape_to_show() -> None:
+    described = {"tasks": {"age": {"kind": "regression", "shape": []}, "pose": {"kind": "regression", "shape": [3, 2]}}}
+    assert [outputs(task) for task in described["tasks"].values()] == ["regression", "regression 3×2"]
 
 
 def test_tables_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +441,35 @@ def test_report_writes_the_page_anew(finished: tuple[Path, Result]) -> None:
     assert page.read_bytes() == before
 
 
+def test_a_page_of_several_runs_lies_in_the_folder_that_holds_them(
+    finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "out" / method / "seed-0" for method in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(finished[0], folder)
+    experiment = folders[1] / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("lr: ", "lr: 1"))
+    told = call("report", *map(str, folders)).stdout.splitlines()[-1]
+    assert told == str(tmp_path / "out" / "comparison.html")
+    assert Path(told).exists()
+    monkeypatch.chdir(tmp_path)
+    nested = call("report", "out/a/seed-0", "out/a/seed-0/baseline").stdout.splitlines()[-1]
+    assert nested == str(Path("out", "a", "comparison.html"))
+
+
+def test_local_runs_tell_the_digest_of_what_clients_hold(
+    experiment: str, tmp_path: Path, finished: tuple[Path, Result]
+) -> None:
+    folder = tmp_path / "local"
+    result = call("run", experiment, "--set", "method.name=local", "--set", "baseline=null", "--out", str(folder))
+    summary = json.loads((folder / "summary.json").read_bytes())
+    assert f"personal digest: {summary['personal_digest'][:12]}\n" in result.stdout
+    page = tmp_path / "page.html"
+    assert call("report", str(folder), str(finished[0]), "--out", str(page)).exit_code == 0
+    assert f"{summary['personal_digest'][:12]} (personal digest)" in page.read_text()
+    assert summary["digest"][:12] not in page.read_text()
+
+
 def test_mistakes_of_reports(finished: tuple[Path, Result], tmp_path: Path) -> None:
     assert "not a run folder" in refused("report", str(tmp_path / "no"))
     assert "--out is for" in refused("report", str(finished[0]), "--out", str(tmp_path / "page.html"))
@@ -436,10 +504,14 @@ def test_data_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------ pipes, progress
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    command = f"'{sys.executable}' -m polyfed list methods | head -c 1"
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("m", "")
+@pytest.mark.parametrize("arguments", ["list methods", "schema"])
+def test_a_closed_pipe_is_no_error(arguments: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "polyfed", *arguments.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_time_left_counts_only_what_was_measured() -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 import polyfed
 from polyfed.command.listing import KINDS
 from polyfed.experiment import config
-from polyfed.experiment.running import OURS, run
+from polyfed.experiment.running import LOCK, OURS, run
 from polyfed.experiment.summary import summarise
 from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS
@@ -151,6 +151,7 @@ def test_every_method_is_described_with_its_options() -> None:
 def whole_run(folder: Path) -> dict[str, Any]:
     """Leave the records of a run in which a reply was refused; return its summary, with itself as its baseline."""
     world = build_world(tiny(rounds=2))
+
     def boastful(number: int, client: int, reply: Reply) -> Reply:
         return replace(reply, examples=10**9) if client == 1 else reply
 
@@ -209,7 +210,7 @@ def test_every_file_of_a_run_folder_is_described(tmp_path: Path) -> None:
     done = run(tiny(rounds=1, baseline="local"), tmp_path / "run")
     described = {cell.rstrip("/") for cell in first_cells(page("docs/run-folder.md").split("\n## ", 1)[0])}
     assert done.folder is not None
-    assert {path.name for path in done.folder.iterdir()} == described == set(OURS)
+    assert {path.name for path in done.folder.iterdir()} == described == {*OURS, LOCK}
 
 
 # ------------------------------------------------------------------------------------------------ commands and code

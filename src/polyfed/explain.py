@@ -20,6 +20,10 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
+# What pydantic says where a section, or one of its parts, is no table.
+NO_TABLE = frozenset({"model_attributes_type", "model_type", "dict_type", "mapping_type", "dataclass_type"})
+
+
 def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
     kind, context, value = fault["type"], fault.get("ctx", {}), fault.get("input")
     if kind == "extra_forbidden":
@@ -35,6 +39,8 @@ def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
         return f"{value!r} is not one of the choices: {context['expected']}"
     if kind == "value_error":  # raised by a check of polyfed's own, which names the value
         return str(fault["msg"]).removeprefix("Value error, ")
+    if kind in NO_TABLE and isinstance(value, str):
+        return f"{value!r} is a text where a table belongs; write {{name: {value}}}"
     message = str(fault["msg"])
     return f"{value!r} is not allowed: {message[0].lower()}{message[1:]}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from whole_recordings import check_recordings_are_kept_together
 
 from polyfed import rng
 from polyfed.data.av_mnist import ProjectedColumn, av_mnist, principal_components
@@ -36,6 +37,22 @@ def test_shapes_ranges_and_rows(small: Dataset) -> None:
         assert torch.equal(batch.inputs["audio"].flatten(1).amax(1), torch.ones(len(table)))
     assert small.field_labels == {"speaker": ("ann", "bob")}
     assert small.train.fields["speaker"].unique().tolist() == [0, 1]
+    assert small.unit == "clip"
+
+
+def test_the_clip_is_the_number_of_the_recording(small_root: Path, small: Dataset) -> None:
+    assert small.test is not None
+    heard = square_spectrograms(clips(small_root), 40, 10.0, seed=0).float() / 255
+    for table in (small.train, small.test):
+        assert torch.allclose(table.everything().batch().inputs["audio"], heard[table.fields["clip"]])
+    assert len(small.train.fields["clip"].unique()) < len(small.train), "some are used more than once"
+
+
+def test_a_recording_is_with_one_client_and_on_one_side_of_the_cut(published: Path) -> None:
+    dataset = DATASETS.build("av-mnist", {"limit": 3000, "size": 8}, published)
+    sizes = check_recordings_are_kept_together(dataset, clients=10)
+    assert min(sizes) > 240
+    assert max(sizes) < 360
 
 
 def test_generation_is_an_option(small_root: Path, small: Dataset) -> None:

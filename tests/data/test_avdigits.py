@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from whole_recordings import check_recordings_are_kept_together
 
 from polyfed.data.avdigits import avdigits, recordings
 from polyfed.data.catalog import DATASETS
@@ -78,6 +79,20 @@ def test_every_image_is_paired_with_speech_of_its_class_and_split() -> None:
         known = {clip.numpy().tobytes(): int(label) for clip, label in zip(held.audio, held.audio_label, strict=True)}
         heard = torch.round(batch.inputs["audio"] * 255).to(torch.uint8)
         assert [known[clip.numpy().tobytes()] for clip in heard] == batch.targets["digit"].tolist()
+
+
+def test_the_clip_is_the_number_of_the_utterance(dataset: Dataset) -> None:
+    assert dataset.test is not None
+    for table in (dataset.train, dataset.test):
+        heard = table.everything().batch().inputs["audio"]
+        assert torch.allclose(heard, recordings().audio[table.fields["clip"]].float() / 255)
+    assert not set(dataset.train.fields["clip"].tolist()) & set(dataset.test.fields["clip"].tolist())
+
+
+def test_an_utterance_is_with_one_client_and_on_one_side_of_the_cut(dataset: Dataset) -> None:
+    sizes = check_recordings_are_kept_together(dataset, clients=12)
+    assert min(sizes) > 90
+    assert max(sizes) < 150
 
 
 def test_pairing_is_a_function_of_the_seed(dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from polyfed.data.catalog import DATASETS
-from polyfed.data.cg_mnist import COLOUR_DEVIATION, COLOUR_MEAN, MEANS, around, cg_mnist
+from polyfed.data.cg_mnist import COLOUR_DEVIATION, COLOUR_MEAN, MEANS, PaintedColumn, around, cg_mnist
 from polyfed.data.mnist import digits
 from polyfed.errors import UserError
 
@@ -50,12 +50,24 @@ def test_colour_tells_the_digit_in_training_only(published: Path) -> None:
     assert drawn.bincount().min() > 850
 
 
-def test_colours_spread_with_the_variance_and_stay_in_range() -> None:
+def test_the_painted_image_is_clipped_not_the_colour(small_root: Path) -> None:
+    """A colour brighter than 1 makes gray strokes brighter, a negative one makes them black."""
+    strokes, rows = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8), torch.tensor([0])
+    column = PaintedColumn(strokes, torch.tensor([[1.5, -0.5, 0.5]]), (0.0, 0.0, 0.25), (1.0, 1.0, 0.5))
+    expected = [[[0.0, 0.3, 1.0]], [[0.0, 0.0, 0.0]], [[-0.5, -0.3, 0.5]]]
+    assert torch.allclose(column.gather(rows)[0], torch.tensor(expected), atol=1e-6)
+    batch = cg_mnist(small_root, variance=1.0).train.everything().batch()
+    mean, deviation = torch.tensor(COLOUR_MEAN)[:, None, None], torch.tensor(COLOUR_DEVIATION)[:, None, None]
+    shown = batch.inputs["colour"] * deviation + mean
+    assert (float(shown.min()), float(shown.max())) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_colours_spread_with_the_variance() -> None:
     drawn = around(torch.full((20_000, 3), 0.5), 0.01, (0,))
     assert float(drawn.var()) == pytest.approx(0.01, rel=0.03)
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.005)
-    wide = around(torch.full((1000, 3), 0.9), 0.03, (0,))
-    assert (wide.min() > 0, float(wide.max())) == (True, 1.0)
+    wide = around(torch.full((20_000, 3), 0.9), 0.03, (0,))
+    assert float(wide.mean()) == pytest.approx(0.9, abs=0.005), "not clipped, so not biased"
 
 
 def test_the_seed_fixes_every_colour_and_a_limit_changes_none(small_root: Path) -> None:

@@ -116,6 +116,11 @@ def test_wav_files_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
         fsdd.read_wavs(tmp_path / "empty")
 
 
+def test_natural_clients_have_the_speakers_names(tmp_path: Path) -> None:
+    write_recordings(tmp_path / "recordings")
+    assert fsdd.fsdd(tmp_path).field_labels == {"speaker": ("anna", "lucas")}
+
+
 def test_the_published_recordings_have_the_known_counts(published: Path) -> None:
     read = fsdd.clips(published)
     assert len(read) == 3000

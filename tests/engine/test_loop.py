@@ -43,10 +43,10 @@ def test_evaluations_and_checkpoints_keep_their_rhythm_and_never_miss_the_end(tm
 
 
 def test_training_stops_when_the_target_is_reached(tmp_path: Path) -> None:
-    outcome = train(tiny(rounds=50, engine__target=0.3, train__lr=0.2), tmp_path)
+    outcome = train(tiny(rounds=50, engine__target=0.4, train__lr=0.2), tmp_path)
     assert 0 < outcome.progress.round < 50
-    assert outcome.progress.stopped == f"the score reached the target 0.3 in round {outcome.progress.round}"
-    again = train(tiny(rounds=50, engine__target=0.3, train__lr=0.2), tmp_path, resume=True)
+    assert outcome.progress.stopped == f"the score reached the target 0.4 in round {outcome.progress.round}"
+    again = train(tiny(rounds=50, engine__target=0.4, train__lr=0.2), tmp_path, resume=True)
     assert again.progress.round == outcome.progress.round
 
 

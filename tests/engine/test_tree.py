@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyfed.engine.tree import pack, unpack
+from polyfed.engine.tree import check_round_trip, pack, unpack
 from polyfed.errors import UserError
 
 
@@ -36,6 +36,32 @@ def test_a_state_survives_json_and_tensors() -> None:
     assert torch.equal(read.tensors["a.b"], torch.arange(3.0))
     assert read.by_client == STATE.by_client
     assert (read.history, read.note, read.flag) == ((1.0, 2.5), None, True)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    pair: tuple[int, str]
+    nested: Mapping[str, Mapping[str, Tensor]]
+
+
+def test_tuples_of_different_types_and_names_with_slashes_survive() -> None:
+    state = Mixed(
+        (3, "x"), {"a/b": {"c": torch.tensor(1)}, "a": {"b/c": torch.tensor(0)}, "~1": {"c": torch.tensor(2)}}
+    )
+    skeleton, tensors = pack(state)
+    read = unpack(Mixed, json.loads(json.dumps(skeleton)), tensors)
+    assert read.pair == (3, "x")
+    assert [int(value) for held in read.nested.values() for value in held.values()] == [1, 0, 2]
+    with pytest.raises(UserError, match=r"state\.pair: expected 2 values, found 1"):
+        unpack(Mixed, {**skeleton, "pair": [3]}, tensors)
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_before_it_is_needed() -> None:
+    check_round_trip(STATE)
+    with pytest.raises(UserError, match="method state dict"):
+        check_round_trip({"parameters": torch.ones(1)})
+    with pytest.raises(UserError, match=r"has the key \(1, 2\), which cannot be saved"):
+        check_round_trip(State({}, {(1, 2): Inner(0.5, frozenset())}, (), None, True))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from polyfed.report.formats import (
     shown,
     shown_gain,
     size,
+    span,
 )
 from polyfed.report.palette import COLOURS, OTHER, palette_of
 
@@ -38,6 +39,11 @@ def test_metrics_are_written_in_their_unit() -> None:
     assert shown("accuracy", 0.9342) == "93.4 %"
     assert shown("mse", 0.051234) == "0.05123"
     assert shown("accuracy", math.nan) == "n/a"
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([20], "20"), ([30, 4, 4], "4–30"), ([1000, 1000], "1,000"), ([], "0")])
+def test_a_range_of_numbers(numbers: list[int], text: str) -> None:
+    assert span(numbers) == text
 
 
 def test_a_gain_is_positive_where_things_got_better() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,33 @@ def test_history_sums_up_the_records_by_hand(tmp_path: Path, make_run: Make) -> 
     assert history.active == {0: {1: "image"}, 1: {1: NO_REPLY}, 2: {1: "audio+image"}}
     assert (history.up, history.down) == ({"fusion": 20}, {"fusion": 60, "envelope": 10})
     assert history.traffic[1].both == 3
+
+
+def test_refused_replies_travelled_too(tmp_path: Path, make_run: Make) -> None:
+    folder = make_run(tmp_path / "run", clients=3)
+    refused = {"kind": "refused", "round": 1, "client": 1, "component": "fusion", "reason": "NaN"}
+    weighed = {**refused, "bytes": {"down": {"fusion": 30, "envelope": 5}, "up": {"fusion": 7}}}
+    lines = [client_line(1, 0, 1.0, 10, ["image"]), json.dumps(weighed) + "\n", json.dumps(refused) + "\n"]
+    (folder / "records.jsonl").write_text("".join(lines))
+    history = load_run(folder).history
+    assert (history.up, history.down) == ({"fusion": 17}, {"fusion": 60, "envelope": 10})
+    assert len(history.refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("digest", "personal", "told"),
+    [
+        ("5f", "6a", ("digest", "5f")),
+        (sha256().hexdigest(), "6a", ("personal digest", "6a")),
+        (sha256().hexdigest(), "", ("digest", sha256().hexdigest())),
+    ],
+)
+def test_where_the_server_holds_nothing_the_personal_digest_is_told(
+    digest: str, personal: str, told: tuple[str, str], tmp_path: Path, make_run: Make
+) -> None:
+    summary = load_run(make_run(tmp_path / "run")).summary
+    changed = summary.model_copy(update={"digest": digest, "personal_digest": personal})
+    assert changed.told_digest == told
 
 
 def test_modalities_of_several_exchanges_are_joined(tmp_path: Path, make_run: Make) -> None:

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from polyfed.errors import UserError
+from polyfed.report.entries import group_name
 from polyfed.report.records import RunData, load_run
 from polyfed.report.tables import Column, comparison_table, spread_of
 from polyfed.report.variants import shared_differences, variants
@@ -49,11 +51,11 @@ def runs(run_with: Build) -> list[RunData]:
 def test_golden_markdown(runs: list[RunData]) -> None:
     # fedavg over seeds: 80 and 84 -> 82 ± sqrt((2² + 2²) / 1) = 82 ± 2.8; one seed prints no ±
     assert comparison_table(runs).to_markdown() == (
-        "| method | seeds | digit accuracy (%), all clients | digit accuracy (%), audio | digit accuracy (%), image "
-        "| bytes | time |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| fedavg | 2 | 82.0 ± 2.8 | 72.0 ± 2.8 | **92.0 ± 2.8** | 502 kB | 1 min 00 s |\n"
-        "| fedprox | 1 | **83.0** | **80.0** | 86.0 | 501 kB | 1 min 00 s |\n"
+        "| method | seeds | rounds | digit accuracy (%), all clients | digit accuracy (%), audio "
+        "| digit accuracy (%), image | bytes | time |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| fedavg | 2 | 5 | 82.0 ± 2.8 | 72.0 ± 2.8 | **92.0 ± 2.8** | 502 kB | 1 min 00 s |\n"
+        "| fedprox | 1 | 5 | **83.0** | **80.0** | 86.0 | 501 kB | 1 min 00 s |\n"
     )
 
 
@@ -62,7 +64,7 @@ def test_golden_csv(runs: list[RunData]) -> None:
     assert len(lines) == 6
     first = lines[0]
     assert (first["method"], first["seeds"], first["task"], first["metric"]) == ("fedavg", "2", "digit", "accuracy")
-    assert (first["modalities"], first["best"]) == ("", "0")
+    assert (first["modalities"], first["best"], first["rounds"]) == ("", "0", "5")
     assert float(first["mean"]) == pytest.approx(0.82)
     assert float(first["std"]) == pytest.approx(0.0282842712)
     assert float(first["bytes_mean"]) == 502_000
@@ -73,6 +75,7 @@ def test_golden_json(runs: list[RunData]) -> None:
     rows = json.loads(comparison_table(runs).to_json())["rows"]
     assert [row["method"] for row in rows] == ["fedavg", "fedprox"]
     assert rows[0]["seeds"] == [0, 1]
+    assert rows[0]["rounds"] == [5, 5]
     assert rows[1]["cells"][1] == {
         "task": "digit",
         "metric": "accuracy",
@@ -116,7 +119,7 @@ def test_all_metrics_or_the_one_that_judges(run_with: Build) -> None:
 def test_a_missing_group_leaves_its_cell_empty(run_with: Build) -> None:
     part = {"digit": {"accuracy": {"mean": 0.5, "by_modalities": {"audio": 0.5}}}}
     table = comparison_table([run_with("fedavg", 0, accuracy(0.8, 0.7, 0.9)), run_with("fedprox", 0, part)])
-    assert table.lines()[1][4] == ""
+    assert table.lines()[1][5] == ""
 
 
 def test_spread_over_seeds_uses_n_minus_one() -> None:
@@ -127,6 +130,40 @@ def test_spread_over_seeds_uses_n_minus_one() -> None:
 def test_settings_tell_variants_of_a_method_apart(run_with: Build) -> None:
     runs = [run_with("fedprox", 0, {}, options={"mu": mu}) for mu in (0.01, 0.1)]
     assert [row.method for row in comparison_table(runs).rows] == ["fedprox[mu=0.01]", "fedprox[mu=0.1]"]
+
+
+def test_options_that_are_not_the_defaults_stay_in_the_label(run_with: Build) -> None:
+    options = {"mu": 0.1, "missing": "renormalise"}
+    found = variants([run_with("fedprox", 0, {}, options=options), run_with("fedavg", 0, {})])
+    assert [one.label for one in found] == ["fedprox[mu=0.1]", "fedavg"]
+
+
+def test_whole_numbers_are_one_setting_however_they_are_written(run_with: Build) -> None:
+    runs = [run_with("fedprox", seed, {}, options={"mu": mu}) for seed, mu in enumerate((1, 1.0))]
+    assert [(one.label, len(one.runs)) for one in variants(runs)] == [("fedprox[mu=1]", 2)]
+
+
+def test_a_method_polyfed_does_not_know_keeps_its_name(make_run: Make, run_with: Build) -> None:
+    run = run_with("fedavg", 0, {}, options={"depth": 3})
+    own = replace(run, summary=run.summary.model_copy(update={"method": "own"}))
+    assert [one.label for one in variants([own])] == ["own"]
+
+
+def test_runs_of_different_length_are_told_in_every_text(run_with: Build) -> None:
+    held = [("fedavg", 0, 4), ("fedavg", 1, 30), ("fedprox", 0, 30)]
+    table = comparison_table([run_with(name, seed, accuracy(0.8, 0.7, 0.9), rounds=n) for name, seed, n in held])
+    assert [line[2] for line in table.lines()] == ["4–30", "30"]
+    assert table.caution.startswith("The runs differ in length (4–30 rounds)")
+    assert table.to_markdown().endswith(f"|\n\n{table.caution}\n")
+    assert [row["rounds"] for row in json.loads(table.to_json())["rows"]] == [[4, 30], [30]]
+    assert next(csv.DictReader(io.StringIO(table.to_csv())))["rounds"] == "4–30"
+
+
+def test_long_groups_are_named_whole(run_with: Build) -> None:
+    groups = [f"body_acceleration+gravity+gyroscope+microphone+{last}" for last in ("left", "right")]
+    tasks = {"step": {"accuracy": {"mean": 0.5, "by_modalities": dict.fromkeys(groups, 0.5)}}}
+    headings = comparison_table([run_with("fedavg", 0, tasks)]).headings
+    assert all(any(heading.endswith(group_name(group.split("+"))) for heading in headings) for group in groups)
 
 
 def test_equal_settings_are_told_apart_by_name_or_refused(run_with: Build) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_tables import dataset_of, federation_of, table_of
@@ -50,6 +52,14 @@ def test_natural_clients_are_named_after_their_group():
     names = sorted(card.name for card in federation_of(dataset, 2, partition=natural).cards.values())
     assert names[0].startswith("client ")
     assert names[1] in {"subject 5", "subject 7", "subject 9"}
+
+
+def test_natural_clients_bear_the_names_of_their_groups_where_there_are_some():
+    dataset = dataset_of(table_of(LABELS, fields={"speaker": [0, 2] * 30, "subject": [5, 7] * 30}))
+    named = replace(dataset, field_labels={"speaker": ("ann", "bob", "george")})
+    for field, expected in (("speaker", ["speaker ann", "speaker george"]), ("subject", ["subject 5", "subject 7"])):
+        federation = federation_of(named, None, partition=Chosen("natural", {"field": field}))
+        assert [card.name for card in federation.cards.values()] == expected
 
 
 def test_tasks_default_to_classification_and_regression():
@@ -172,6 +182,8 @@ def test_more_clients_than_samples_or_units_is_refused():
     bouts = dataset_of(table_of(LABELS, fields={"bout": [row // 30 for row in range(60)]}), unit="bout")
     with pytest.raises(UserError, match="3 clients, but small has 2 groups of the field 'bout'"):
         federation_of(bouts)
+    with pytest.raises(UserError, match=r"the pool has 2; .* \(rows of small with the same 'bout' stay together"):
+        federation_of(bouts, 2, partition=Chosen("quantity", {"minimum": 30}))
 
 
 @pytest.mark.parametrize(("validation", "test"), [(1.0, 0.2), (-0.1, 0.2), (0.1, float("nan"))])

@@ -126,6 +126,67 @@ def test_a_stratum_that_runs_out_is_replaced_by_the_clients_other_labels_only():
     assert clients[1].test.target("digit").tolist() == [1] * 5
 
 
+FIRST_HALF = [True] * 60 + [False] * 60
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ({"image": [True, True, False] * 40, "audio": [False, False, True] * 40}, {}),
+        ({}, {"image": [True, True, False] * 40, "audio": [False, False, True] * 40}),
+        ({"audio": FIRST_HALF}, {"audio": [not there for there in FIRST_HALF]}),
+    ],
+)
+def test_what_samples_lack_does_not_matter_to_the_dealing_of_the_test_table(
+    train: dict[str, list[bool]], test: dict[str, list[bool]]
+):
+    whole, lacking = table_of(LABELS), dataset_of(table_of(LABELS, present=train), table_of(LABELS, present=test))
+    for client, same in zip(
+        federation_of(lacking, 4).clients(), federation_of(dataset_of(whole, whole), 4).clients(), strict=True
+    ):
+        assert len(client.test) == 30
+        assert client.test.rows.tolist() == same.test.rows.tolist()
+
+
+def test_a_client_that_can_use_few_of_the_test_samples_gets_one_of_them():
+    """Two of twelve test samples have sound; the shares are two samples each, so most listeners go away empty."""
+    heard = [True] * 2 + [False] * 10
+    dataset = dataset_of(table_of([0, 1] * 60), table_of([0, 1] * 6, present={"audio": heard}))
+    sets = Chosen("listed", {"sets": [["image"]] * 4 + [["audio"]] * 2})
+    for seed in range(5):
+        clients = list(federation_of(dataset, 6, modalities=sets, seed=seed).clients())
+        assert [len(client.test) > 0 for client in clients] == [True] * 6
+        assert {int(row) for client in clients[4:] for row in client.test.rows} == {0, 1}
+        rows = [row for client in clients for row in client.test.rows.tolist()]
+        assert len(rows) == len(set(rows))
+
+
+def test_a_client_whose_labels_are_not_in_the_test_table_gets_other_samples():
+    dataset = dataset_of(table_of([0] * 20 + [1] * 20, fields={"site": [0] * 20 + [1] * 20}), table_of([0] * 10))
+    clients = list(federation_of(dataset, None, partition=Chosen("natural", {"field": "site"})).clients())
+    assert [len(client.test) for client in clients] == [5, 5]
+
+
+def test_a_client_that_can_use_no_test_sample_has_none():
+    dataset = dataset_of(table_of([0, 1] * 20), table_of([0, 1] * 5, present={"audio": [False] * 10}))
+    clients = list(federation_of(dataset, 2, modalities=Chosen("listed", {"sets": [["image"], ["audio"]]})).clients())
+    assert [len(client.test) for client in clients] == [5, 0]
+
+
+def test_natural_clients_share_the_test_table_where_one_can_use_nothing_of_its_own_group():
+    train = table_of(
+        [0, 1] * 10, fields={"subject": [7] * 10 + [3] * 10}, present={"audio": [True] * 10 + [False] * 10}
+    )
+    test = table_of([0, 1] * 4, fields={"subject": [7, 3] * 4}, present={"image": [True, True, False, True] * 2})
+    dataset = dataset_of(train, test)
+    natural_partition = Chosen("natural", {"field": "subject"})
+    own = list(federation_of(dataset, None, partition=natural_partition).clients())
+    assert [set(client.test.field("subject").tolist()) for client in own] == [{3}, {7}]
+    test = table_of([0, 1] * 4, fields={"subject": [7, 3] * 4}, present={"image": [True, False] * 4})
+    shared = list(federation_of(dataset_of(train, test), None, partition=natural_partition).clients())
+    assert min(len(client.test) for client in shared) > 0
+
+
 def test_each_client_is_stratified_by_its_own_task():
     table = table_of([0, 1] * 50)
     tasks = Chosen("groups", {"groups": [{"clients": 1, "tasks": ["digit"]}, {"clients": 1, "tasks": ["age"]}]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,13 +13,14 @@ import typer
 
 from polyfed import __version__
 from polyfed.command import data
-from polyfed.command.console import FAILURE, console, debugging, guarded, stoppable, tell
+from polyfed.command.console import FAILURE, Commands, console, debugging, guarded, stoppable, tell
 from polyfed.errors import UserError
 
 if TYPE_CHECKING:
     from polyfed.experiment.config import Experiment
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -249,7 +251,11 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of comparisons.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="The comparison's page; default: comparison.html beside the runs."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The comparison's page; default: comparison.html in the folder that holds all runs.",
+        ),
     ] = None,
 ) -> None:
     """Write report.html anew for each run; for several runs, also a page that compares them."""
@@ -262,8 +268,20 @@ def report_command(
     for folder in folders:
         console().print(f"{write_report(folder)}", soft_wrap=True)
     if len(folders) > 1:
-        place = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "comparison.html"
+        place = out or (runs[0] if len(runs) == 1 else _common_parent(folders)) / "comparison.html"
         console().print(f"{write_comparison(folders, place)}", soft_wrap=True)
+
+
+def _common_parent(folders: list[Path]) -> Path:
+    """Return the folder that holds all runs, none of them its own; the current one where they share only the root."""
+    here = Path.cwd()
+    try:
+        parent = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    except ValueError:  # they lie on different drives
+        return Path()
+    if parent == Path(parent.anchor):
+        return Path()
+    return parent.relative_to(here) if parent.is_relative_to(here) else parent
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -5,25 +5,59 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar
 
+import click
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from polyfed.errors import RunError, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FAILURE, MISTAKE, STOPPED = 1, 2, 130
-"""Exit codes: a run that failed, a mistake of the user's, and Ctrl-C (as shells count it)."""
+FAILURE, MISTAKE, STOPPED, UNREAD = 1, 2, 130, 141
+"""Exit codes: a run that failed, a mistake of the user's, and, as shells count them, Ctrl-C and a closed pipe."""
 
 PIPE_WIDTH = 200
 """Columns for tables that go to a file or another program, where nothing has to fit a screen."""
+
+
+class Commands(TyperGroup):
+    """Commands that answer a mistyped name with one suggestion, where typer and click would each add theirs."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; raises UsageError, with the names that are close, if there is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            suggested = "Did you mean" in error.message
+            raise click.UsageError(error.message if suggested else error.format_message(), ctx) from None
+
+
+class PipedConsole(Console):
+    """A console that ends the program without a word when nobody reads on (``| head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave, with the exit code that shells give to programs ended by a closed pipe."""
+        leave_pipe(self.file)
+        raise SystemExit(UNREAD)
+
+
+def leave_pipe(stream: IO[str]) -> None:
+    """Point a stream whose pipe was closed at nothing, so that what it still holds is dropped at the end."""
+    with contextlib.suppress(OSError):  # a stream without a descriptor needs nothing
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -31,7 +65,7 @@ def console(*, stderr: bool = False) -> Console:
 
     Brackets in names are no markup, and what goes to a file or pipe is neither coloured nor cut at 80 columns.
     """
-    found = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    found = PipedConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not found.is_terminal and not os.environ.get("COLUMNS"):
         found.width = PIPE_WIDTH
     return found
@@ -47,6 +81,12 @@ def plain_table(title: str = "") -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
+
+
+def add_columns(table: Table, *headings: str, right: bool = False) -> None:
+    """Add columns that fold what is too long for them, for cut names may look alike."""
+    for heading in headings:
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
 
 
 def tell(message: str) -> None:
@@ -65,8 +105,11 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     def call(*arguments: P.args, **options: P.kwargs) -> T:
         try:
             return command(*arguments, **options)
-        except (typer.Exit, BrokenPipeError):
+        except typer.Exit:
             raise
+        except BrokenPipeError:
+            leave_pipe(sys.stdout)
+            raise typer.Exit(UNREAD) from None
         except KeyboardInterrupt:
             tell("stopped")
             raise typer.Exit(STOPPED) from None

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from polyfed.command.console import FAILURE, console, guarded, plain_table
+from polyfed.command.console import FAILURE, Commands, add_columns, console, guarded, plain_table
 from polyfed.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="List, check and download datasets.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, check and download datasets.")
 
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of downloaded sets; default: POLYFED_DATA.")
@@ -30,8 +30,7 @@ def list_command(root: Root = None) -> None:
     place = folder if folder is not None else f"not named; give --root DIR or set {VARIABLE}"
     out.print(f"folder of downloaded sets: {place}", soft_wrap=True)
     table = plain_table()
-    for heading in ("dataset", "there", "layout", "where, or how to get it"):
-        table.add_column(heading, overflow="fold")
+    add_columns(table, "dataset", "there", "layout", "where, or how to get it")
     for each in status(folder):
         table.add_row(each.name, "yes" if each.found else "no", each.layout, each.detail)
     out.print(table)

@@ -10,23 +10,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from polyfed.command.console import plain_table
+from polyfed.command.console import add_columns, plain_table
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.engine.evaluate import SPLITS, samples_of
 from polyfed.engine.loop import with_components
 from polyfed.experiment.world import World
 from polyfed.model.size import parameter_count
-from polyfed.report.formats import plural, short
+from polyfed.report.formats import plural, short, whole
 from polyfed.scenario.federation import Client
 
 MANY_CLIENTS = 40
 FIRST_CLIENTS = 10
 MANY_KINDS = 20
 MANY_CLASSES = 16
-WIDE = 110
-"""Columns of a screen on which the components of each kind of client are shown too."""
-
 PARTS = ("train", *SPLITS)
 
 Description = dict[str, Any]
@@ -103,7 +100,7 @@ def show(console: Console, described: Description, *, everyone: bool = False) ->
     shown = clients if everyone or len(clients) <= MANY_CLIENTS else clients[:FIRST_CLIENTS]
     console.print(_heading(described))
     console.print(_components_table(described))
-    console.print(_kinds_table(described, wide=console.width >= WIDE))
+    console.print(_kinds_table(described))
     console.print(_clients_table(described, shown))
     if any("classes" in task for task in described["tasks"].values()):
         console.print("bars: training labels by class, · for none")
@@ -112,8 +109,10 @@ def show(console: Console, described: Description, *, everyone: bool = False) ->
 
 
 def _heading(described: Description) -> str:
-    modalities = ", ".join(f"{short(name)} {_shape(held['shape'])}" for name, held in described["modalities"].items())
-    tasks = ", ".join(f"{short(name)} ({_outputs(task)})" for name, task in described["tasks"].items())
+    modalities = ", ".join(
+        f"{whole(name)} {_shape(held['shape'])}".rstrip() for name, held in described["modalities"].items()
+    )
+    tasks = ", ".join(f"{whole(name)} ({outputs(task)})" for name, task in described["tasks"].items())
     examples = ", ".join(f"{described['examples'][part]:,} {part}" for part in PARTS)
     model = described["model"]
     return (
@@ -130,22 +129,21 @@ def _shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def _outputs(task: Description) -> str:
-    return f"{task['classes']} classes" if "classes" in task else f"{task['kind']} {_shape(task['shape'])}"
+def outputs(task: Description) -> str:
+    """Say what a task asks for: ``10 classes``, ``regression``, ``generation 1×28×28``."""
+    return f"{task['classes']} classes" if "classes" in task else f"{task['kind']} {_shape(task['shape'])}".rstrip()
 
 
-def _kinds_table(described: Description, *, wide: bool) -> Table:
+def _kinds_table(described: Description) -> Table:
     """Clients of one kind have the same modalities and tasks, so their models have the same components."""
     kinds: dict[tuple[str, str], list[Description]] = {}
     for client in described["clients"]:
         kinds.setdefault(("+".join(client["modalities"]), ", ".join(client["tasks"])), []).append(client)
     table = plain_table("Kinds of clients")
-    table.add_column("modalities")
-    table.add_column("tasks")
+    add_columns(table, "modalities", "tasks")
     for heading in ("clients", "train", "parameters", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("components")
+    add_columns(table, "components")
     for (modalities, tasks), held in list(kinds.items())[:MANY_KINDS]:
         examples = sum(client["examples"]["train"] for client in held)
         first = held[0]
@@ -156,8 +154,9 @@ def _kinds_table(described: Description, *, wide: bool) -> Table:
             f"{examples:,}",
             f"{first['parameters']:,}",
             f"{first['share']:.0%}",
+            ", ".join(first["components"]),
         ]
-        table.add_row(*cells, *([", ".join(first["components"])] if wide else []))
+        table.add_row(*cells)
     if len(kinds) > MANY_KINDS:
         table.add_row(f"and {len(kinds) - MANY_KINDS} more kinds")
     return table
@@ -165,9 +164,8 @@ def _kinds_table(described: Description, *, wide: bool) -> Table:
 
 def _components_table(described: Description) -> Table:
     table = plain_table("Components of the model")
-    table.add_column("component")
-    for heading in ("clients", "parameters", "share"):
-        table.add_column(heading, justify="right")
+    add_columns(table, "component")
+    add_columns(table, "clients", "parameters", "share", right=True)
     model = described["model"]
     for name, size in model["components"].items():
         holders = sum(name in client["components"] for client in described["clients"])
@@ -178,19 +176,18 @@ def _components_table(described: Description) -> Table:
 def _clients_table(described: Description, clients: Sequence[Description]) -> Table:
     labelled = [name for name, task in described["tasks"].items() if "classes" in task]
     table = plain_table("Clients")
-    table.add_column("id", justify="right")
+    add_columns(table, "id", right=True)
     named = any(client["name"] != f"client {client['id']}" for client in clients)
     if named:
-        table.add_column("name")
-    table.add_column("modalities")
-    table.add_column("tasks")
-    table.add_column("train/val/test", justify="right")
+        add_columns(table, "name")
+    add_columns(table, "modalities", "tasks")
+    add_columns(table, "train/val/test", right=True)
     for name in labelled:
         table.add_column(short(name), no_wrap=True)
     for client in clients:
         counts = "/".join(f"{client['examples'][part]}" for part in PARTS)
         bars = (histogram(client["labels"].get(name, ())) for name in labelled)
-        names = [short(client["name"])] if named else []
+        names = [whole(client["name"])] if named else []
         table.add_row(
             str(client["id"]), *names, "+".join(client["modalities"]), ", ".join(client["tasks"]), counts, *bars
         )

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyfed.command.console import fault, plain_table
+from polyfed.command.console import add_columns, fault, plain_table
 from polyfed.errors import PolyfedError
 from polyfed.experiment.comparing import Comparison
 from polyfed.report.facts import client_scores, gains_in_words, judged_tasks
-from polyfed.report.formats import duration, gain, plain, plural, short, shown, shown_gain, size, unit
+from polyfed.report.formats import duration, gain, plain, plural, shown, shown_gain, size, span, unit, whole
 from polyfed.report.records import RunData, load_run
 from polyfed.report.tables import Column, ComparisonTable, Row
 
@@ -42,20 +42,18 @@ def show_run(console: Console, folder: Path) -> None:
     if summary.refused:
         console.print(f"refused replies: {len(summary.refused):,}; the report says which and why")
     console.print(f"sent: {size(summary.bytes.up)} up, {size(summary.bytes.down)} down", end="; ")
-    console.print(f"time: {duration(summary.wall_seconds)}; digest: {summary.digest[:12]}")
+    name, digest = summary.told_digest
+    console.print(f"time: {duration(summary.wall_seconds)}; {name}: {digest[:12]}")
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def run_table(run: RunData) -> Table:
     """Return test metrics by task and modality group, beside the baseline's where there is one."""
     table = plain_table()
-    table.add_column("task")
-    table.add_column("clients")
-    for heading in ("number", short(run.summary.method)):
-        table.add_column(heading, justify="right")
+    add_columns(table, "task", "clients")
+    add_columns(table, "number", whole(run.summary.method), right=True)
     if run.baseline:
-        table.add_column(short(run.baseline.method), justify="right")
-        table.add_column("gain", justify="right")
+        add_columns(table, whole(run.baseline.method), "gain", right=True)
     for task, metric in judged_tasks(run):
         for row in _run_rows(run, task, metric):
             table.add_row(*row)
@@ -71,8 +69,8 @@ def _run_rows(run: RunData, task: str, metric: str) -> Iterator[list[str | Text]
     for group in groups:
         value = statistic.mean if group is None else statistic.by_modalities[group]
         number = sum(group in (None, score.group) for score in scores)
-        heading = f"{short(task)} {metric}" if group is None else ""
-        row: list[str | Text] = [heading, short(group or "all"), str(number), shown(metric, value)]
+        heading = f"{whole(task)} {metric}" if group is None else ""
+        row: list[str | Text] = [heading, whole(group or "all"), str(number), shown(metric, value)]
         if run.baseline:
             other = math.nan
             if reference is not None:
@@ -89,7 +87,7 @@ def _gains(run: RunData) -> Iterator[str]:
     for task, metric in judged_tasks(run):
         words = gains_in_words(client_scores(run, task, metric), run.baseline.method)
         if words:
-            yield f"{short(task)}: {words}"
+            yield f"{whole(task)}: {words}"
 
 
 # ------------------------------------------------------------------------------------------------ comparisons
@@ -102,6 +100,8 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         for table in comparison_tables(comparison.table):
             console.print(table)
         console.print("test metrics, mean over clients; ± standard deviation over seeds; best in bold")
+        if comparison.table.caution:
+            console.print(comparison.table.caution)
         console.print(f"written: comparison.html, .md, .csv and .json in {comparison.folder}", soft_wrap=True)
 
 
@@ -120,13 +120,14 @@ def comparison_tables(table: ComparisonTable) -> Iterator[Table]:
     kinds = dict.fromkeys((column.task, column.metric) for column in table.columns)
     for task, metric in kinds:
         columns = [column for column in table.columns if (column.task, column.metric) == (task, metric)]
-        yield _task_table(table.rows, f"{short(task)} {short(metric)}{unit(metric)}", columns)
+        yield _task_table(table.rows, f"{whole(task)} {whole(metric)}{unit(metric)}", columns)
     costs = plain_table("cost, mean over seeds")
-    costs.add_column("method")
-    for heading in ("seeds", "sent", "time"):
-        costs.add_column(heading, justify="right")
+    add_columns(costs, "method")
+    add_columns(costs, "seeds", "rounds", "sent", "time", right=True)
     for row in table.rows:
-        costs.add_row(row.method, str(len(row.seeds)), size(row.bytes.mean), duration(row.seconds.mean))
+        costs.add_row(
+            row.method, str(len(row.seeds)), span(row.rounds), size(row.bytes.mean), duration(row.seconds.mean)
+        )
     yield costs
 
 
@@ -134,11 +135,14 @@ def _task_table(rows: tuple[Row, ...], title: str, columns: list[Column]) -> Tab
     kept = columns[: MOST_GROUPS + 1]
     left_out = len(columns) - len(kept)
     found = plain_table(title + (f", {plural(left_out, 'more group')} in comparison.md" if left_out else ""))
-    found.add_column("method")
+    add_columns(found, "method")
+    found.add_column("rounds", justify="right", no_wrap=True)
     for column in kept:
-        found.add_column(column.clients, justify="right")
+        # long names of groups are folded anywhere, but a number never within its digits
+        widest = max(len(word) for row in rows for word in _cell(row, column).plain.split() or [""])
+        found.add_column(column.clients, justify="right", overflow="fold", min_width=widest)
     for row in rows:
-        found.add_row(row.method, *(_cell(row, column) for column in kept))
+        found.add_row(row.method, span(row.rounds), *(_cell(row, column) for column in kept))
     return found
 
 

@@ -42,8 +42,9 @@ def av_mnist(
     the variance of the 60,000 training images, clipped to [0, 1]; ``audio`` (1, size, size): the log-power spectrogram
     of a Free Spoken Digit recording of the same digit, in [0, 1]. Task ``digit`` (10 classes); with ``generation`` also
     ``clean_image`` (1, 28, 28) and ``clean_audio`` (1, size, size), the same sample before anything was removed or
-    added. Field ``speaker``. 60,000 training and 10,000 test rows, one per image; recordings repeat (drawn with
-    replacement), and those of the test split (takes 0-4) never occur in training.
+    added. Fields ``speaker`` and ``clip``, the recording's number. 60,000 training and 10,000 test rows, one per image;
+    recordings repeat (drawn with replacement), and those of the test split (takes 0-4) never occur in training. The
+    rows of one recording stay together when samples are dealt to clients or held out.
 
     Source: the construction of Vielzeuf et al., "CentralNet", ECCV workshops 2018, with the freely obtainable Free
     Spoken Digit Dataset in place of TIDIGITS; what is made of it carries its licence, CC BY-SA 4.0.
@@ -67,6 +68,7 @@ def av_mnist(
         tasks=tasks,
         train=_table(parts[0], chosen, basis, read, speech, False, seed),
         test=_table(parts[1], torch.arange(len(parts[1].labels)), basis, read, speech, True, seed),
+        unit="clip",
         field_labels={"speaker": read.speaker_names},
     )
 
@@ -142,5 +144,5 @@ def _table(
             "audio": IndirectColumn(TensorColumn(speech["audio"], 1 / 255), clip),
         },
         targets=targets,
-        fields={"speaker": torch.from_numpy(read.speaker).long()[clip]},
+        fields={"speaker": torch.from_numpy(read.speaker).long()[clip], "clip": clip},
     )

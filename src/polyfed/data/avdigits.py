@@ -45,15 +45,17 @@ def avdigits(
     """Written digits paired with spoken digits of the same class; ships with polyfed.
 
     Modalities ``image`` (1, 8, 8) and ``audio`` (1, 20, 24), values in [0, 1]; tasks ``digit`` (10 classes) and
-    ``parity`` (even, odd); field ``voice`` (0..119, an accent and a speaker). 1,437 training and 360 test images.
+    ``parity`` (even, odd); fields ``voice`` (0..119, an accent and a speaker) and ``clip`` (0..1199, the utterance, in
+    several rows where it is paired with several images). 1,437 training and 360 test images.
 
     The images are real: 1,797 digits of the Optical Recognition of Handwritten Digits data (Alpaydin and Kaynak, UCI
     1998), as scikit-learn distributes them. The speech is SYNTHETIC: 1,200 words by the speech synthesiser eSpeak NG
     in 8 accents and 15 timbres, with noise (0 to 20 dB) and reverberation added, as log-mel spectrograms (20 bands,
     24 frames, 0.75 s). Use it to learn and to test, not to report how well speech is recognised.
 
-    No image is in both splits, and the three timbres heard in the test split are not heard in training. ``root`` is
-    not used.
+    The rows of one utterance stay together when samples are dealt to clients or held out; those of one image (with
+    ``pairs_per_image`` above 1) do not. No image is in both splits, and the three timbres heard in
+    the test split are not heard in training. ``root`` is not used.
     """
     held = recordings()
     tables = [paired(held, test, pairs_per_image, seed) for test in (False, True)]
@@ -69,6 +71,7 @@ def avdigits(
         },
         train=tables[0],
         test=tables[1],
+        unit="clip",
         field_labels={"voice": held.voice_names},
     )
 
@@ -96,5 +99,5 @@ def paired(held: Recordings, test: bool, pairs_per_image: int, seed: int) -> Tab
             "audio": IndirectColumn(TensorColumn(held.audio, 1 / 255), audio),
         },
         targets={"digit": TensorColumn(digit), "parity": TensorColumn(digit % 2)},
-        fields={"voice": held.audio_voice[audio].long()},
+        fields={"voice": held.audio_voice[audio].long(), "clip": audio},
     )

@@ -53,10 +53,11 @@ def cg_mnist(
     """Coloured-and-gray MNIST: colour tells the digit in training and nothing at test.
 
     Modalities ``gray`` (1, 28, 28), the MNIST digit, and ``colour`` (3, 28, 28), the same digit with its strokes
-    multiplied by one colour per image; both standardised with fixed constants (gray 0.1307 / 0.3081; red, green, blue
-    0.4914, 0.4822, 0.4465 / 0.2023, 0.1994, 0.2010). Task ``digit`` (10 classes); field ``colour`` (0..9, the mean
-    colour used). The colour is Normal(mean colour, ``variance``), clipped to [0, 1]; the mean colour is that of the
-    digit in training, and one of the ten at random at test. 60,000 training and 10,000 test rows.
+    multiplied by one colour per image and clipped to [0, 1]; both standardised with fixed constants (gray 0.1307 /
+    0.3081; red, green, blue 0.4914, 0.4822, 0.4465 / 0.2023, 0.1994, 0.2010). Task ``digit`` (10 classes); field
+    ``colour`` (0..9, the mean colour used). The colour is Normal(mean colour, ``variance``), not clipped by itself; the
+    mean colour is that of the digit in training, and one of the ten at random at test. 60,000 training and 10,000 test
+    rows.
 
     Source: the colours of Kim et al., "Learning Not to Learn", CVPR 2019 (their list of means is replaced by our own),
     paired with the gray image as in Wu et al., ICML 2022, and Fan et al. (BMSFed), ECCV 2024.
@@ -97,18 +98,19 @@ class PaintedColumn:
         return len(self.gray)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the named images, (rows, *shape): (gray / 255 · colour - mean) / deviation."""
-        # Per channel: bytes are scaled and shifted once, so that a batch costs two passes however many channels.
+        """Return the named images, (rows, *shape): (clip(gray / 255 · colour, 0, 1) - mean) / deviation."""
+        # Per channel: bytes are scaled and shifted once, so that a batch costs three passes however many channels.
         spread = torch.tensor(self.deviation)
-        scale, shift = self.colour.index_select(0, rows) / 255 / spread, torch.tensor(self.mean) / spread
+        scale = self.colour.index_select(0, rows) / 255 / spread
+        black, full = (((level - torch.tensor(self.mean)) / spread)[:, None, None] for level in (0, 1))
         strokes = self.gray.index_select(0, rows).to(torch.float32).unsqueeze(1)
-        return torch.addcmul(-shift[:, None, None], strokes, scale[:, :, None, None])
+        return torch.addcmul(black, strokes, scale[:, :, None, None]).clamp_(black, full)
 
 
 def around(mean: Tensor, variance: float, key: tuple[rng.Key, ...]) -> Tensor:
-    """Draw a colour around each mean (N, 3), clipped to [0, 1]."""
+    """Draw a colour around each mean (N, 3); it may leave [0, 1]."""
     noise = torch.randn(mean.shape, generator=rng.torch_generator(*key))
-    return (mean + math.sqrt(variance) * noise).clamp_(0, 1)
+    return mean + math.sqrt(variance) * noise
 
 
 def _table(part: ImageArrays, rows: Tensor | None, means: Tensor, colour: Tensor) -> Table:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,31 +64,6 @@ class IndirectColumn:
     def gather(self, rows: Tensor) -> Tensor:
         """Return the named rows."""
         return self.base.gather(self.index.index_select(0, rows))
-
-
-@dataclass(frozen=True)
-class MappedColumn:
-    """A column read from a memory-mapped ``.npy`` array, for data larger than memory."""
-
-    array: np.ndarray[Any, np.dtype[Any]]
-    scale: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return tuple(self.array.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Read the named rows, in file order for the disk's sake."""
-        order = torch.argsort(rows, stable=True)
-        read = torch.from_numpy(np.ascontiguousarray(self.array[rows[order].numpy()]))
-        found = torch.empty_like(read).index_copy_(0, order, read)
-        if found.is_floating_point():
-            return found.to(torch.float32)
-        return found.to(torch.float32).mul_(self.scale) if found.dtype == torch.uint8 else found.to(torch.int64)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ class Dataset:
     """What a loader returns.
 
     ``test`` is the official test split; None means that each client's test part is cut from its own samples.
-    ``unit`` names the field whose groups must not be torn apart by a split (overlapping windows of one bout).
+    ``unit`` names the field whose groups must not be torn apart by a split (overlapping windows of one bout,
+    rows with one recording).
     ``field_labels`` names the values 0, 1, ... of a field where they have names (speakers, hospitals).
     """
 

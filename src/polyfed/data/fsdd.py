@@ -105,6 +105,7 @@ def fsdd(
         },
         train=_table(read, audio, torch.from_numpy(read.take >= TEST_TAKES)),
         test=_table(read, audio, torch.from_numpy(read.take < TEST_TAKES)),
+        field_labels={"speaker": names},
     )
 
 

@@ -65,6 +65,7 @@ class Checkpoints:
                 draft.mkdir(parents=True)
                 files = self._write_personal(round_number, changed, added)
                 self._write_head(draft, round_number, state, files, progress)
+                _sync(draft)
                 target = self.folder / _name(round_number)
                 shutil.rmtree(target, ignore_errors=True)
                 draft.rename(target)
@@ -88,6 +89,8 @@ class Checkpoints:
             added.append(personal / f"client-{client:06d}-round-{round_number:06d}.safetensors")
             skeleton, digest = _write_tensors(added[-1], groups)
             files[client] = {"file": added[-1].name, "sha256": digest, "skeleton": skeleton}
+        if changed:
+            _sync(personal)
         return files
 
     def _write_head(
@@ -118,9 +121,12 @@ class Checkpoints:
         problems = []
         for path in sorted(self.folder.glob("round-*"), reverse=True):
             try:
-                return self._read(path, state_type)
+                saved = self._read(path, state_type)
             except DamagedCheckpointError as error:
                 problems.append(str(error))
+            else:
+                self._tidy()  # a kill may have come between a checkpoint and its tidying
+                return saved
         if problems:
             raise UserError(f"{self.folder}: no usable checkpoint. {'; '.join(problems)}")
         return None
@@ -160,7 +166,7 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Drop checkpoints but the newest, and personal files that none of these refers to."""
         kept = sorted(self.folder.glob("round-*"))[-KEEP:]
-        for path in self.folder.glob("round-*"):
+        for path in [*self.folder.glob("round-*"), *self.folder.glob(".draft-*")]:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
         needed = {entry["file"] for entry in self._personal_files.values()}

@@ -18,7 +18,7 @@ from polyfed.engine.records import Observer, Recorder
 from polyfed.engine.screen import DIVERGED
 from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
 from polyfed.engine.trainer import Trainer
-from polyfed.engine.tree import pack
+from polyfed.engine.tree import check_round_trip, pack
 from polyfed.errors import RunError, UserError
 from polyfed.method.protocol import Clock, Method, join
 from polyfed.model.architecture import Architecture, Tensors
@@ -121,6 +121,8 @@ class Loop:
         """Train to the end of the plan, from the last checkpoint if asked to."""
         initial = self.architecture.initial(self.plan.seed)
         first = self.method.begin(initial, self.federation.cards)
+        if self.checkpoints is not None:
+            check_round_trip(first)
         saved = self.checkpoints.latest(type(first)) if resume and self.checkpoints is not None else None
         state = first if saved is None else saved.state
         progress = Progress() if saved is None else Progress.of(saved)

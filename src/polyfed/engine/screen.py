@@ -57,14 +57,19 @@ def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Re
 
 
 def countable(reply: Any) -> bool:
-    """Whether a reply can be weighed: it is one, and holds ordinary tensors only."""
+    """Whether a reply can be weighed: it is one, and holds ordinary tensors and numbers that fit into messages."""
     return (
         isinstance(reply, Reply)
         and malformed(reply) is None
+        and all(_is_number(value) for value in (reply.examples, *reply.numbers.values()))
         and all(
             isinstance(value, Tensor) and ordinary(value) for held in reply.tensors.values() for value in held.values()
         )
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def ordinary(value: Tensor) -> bool:

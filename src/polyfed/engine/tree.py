@@ -39,7 +39,7 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     if is_dataclass(value):
         return {f.name: _pack(getattr(value, f.name), f"{place}/{f.name}", tensors) for f in fields(value)}
     if isinstance(value, Mapping):
-        return [[key, _pack(held, f"{place}/{key}", tensors)] for key, held in value.items()]
+        return [[_key(key, place), _pack(held, f"{place}/{escaped(key)}", tensors)] for key, held in value.items()]
     if isinstance(value, AbstractSet):
         return sorted(value)
     if isinstance(value, Sequence):
@@ -48,6 +48,24 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
         f"state at {place or 'the top'} holds a {type(value).__name__}, which cannot be saved. Choices: tensors, "
         "numbers, texts, true and false, None, and frozen dataclasses, mappings, sets and sequences of these"
     )
+
+
+def _key(key: Any, place: str) -> str | int:
+    if isinstance(key, str) or type(key) is int:
+        return key
+    raise UserError(f"state at {place or 'the top'} has the key {key!r}, which cannot be saved. Choices: text, integer")
+
+
+def escaped(key: object) -> str:
+    """Write a key so that no two places of a tree get one name (as in JSON pointers)."""
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def check_round_trip(state: Any) -> None:
+    """Raise UserError if a state, saved, could not be read again: better known before the first round than after a kill."""
+    kind = type(state)
+    skeleton, tensors = pack(state)
+    unpack(kind, skeleton, tensors, f"method state {kind.__name__}")
 
 
 def unpack(hint: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str = "state") -> Any:
@@ -94,5 +112,12 @@ def _unpack_mapping(arguments: Any, skeleton: Json, tensors: Mapping[str, Tensor
 def _unpack_items(origin: Any, arguments: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str) -> Any:
     if not isinstance(skeleton, list):
         raise UserError(f"{place}: expected a list")
-    items = (unpack(arguments[0], held, tensors, f"{place}[{number}]") for number, held in enumerate(skeleton))
+    uniform = issubclass(origin, AbstractSet) or len(arguments) == 1 or arguments[-1] is Ellipsis
+    if not uniform and len(arguments) != len(skeleton):
+        raise UserError(f"{place}: expected {len(arguments)} values, found {len(skeleton)}")
+    hints = [arguments[0]] * len(skeleton) if uniform else list(arguments)
+    items = (
+        unpack(hint, held, tensors, f"{place}[{number}]")
+        for number, (hint, held) in enumerate(zip(hints, skeleton, strict=True))
+    )
     return frozenset(items) if issubclass(origin, AbstractSet) else tuple(items)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 import polyfed
 from polyfed.data.catalog import DATASETS
@@ -44,6 +44,12 @@ class TrainSection(Options):
     epochs: Annotated[int, Field(ge=1, description="local epochs per round")] = 1
     batch_size: Annotated[int, Field(ge=1, description="mini-batch size")] = 32
     clip_norm: Annotated[float | None, Field(gt=0, description="largest gradient norm; null for no limit")] = None
+
+    @model_validator(mode="after")
+    def _momentum_needs_sgd(self) -> TrainSection:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum {self.momentum} is used by sgd only; with {self.optimizer} set it to 0")
+        return self
 
 
 class EngineSection(Options):

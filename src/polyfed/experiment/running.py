@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from polyfed.experiment.summary import Summary, rows, summarise
 from polyfed.experiment.world import World, build_world
 from polyfed.report.page import write_report
 
-OURS = ("experiment.yaml", "records.jsonl", "checkpoints", "summary.json", "report.html", "baseline", ".lock")
+# In the order in which a run is taken away, so that what a kill leaves of it can be resumed or overwritten: the summary
+# first, lest half a run look finished, and the experiment last, by which a folder is known to hold a run.
+OURS = ("summary.json", "report.html", "checkpoints", "records.jsonl", "baseline", "experiment.yaml")
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,20 @@ def _in_memory(experiment: Experiment, observers: Sequence[Observer]) -> Run:
 def _in_folder(
     experiment: Experiment, folder: Path, resume: bool, observers: Sequence[Observer], *, overwrite: bool = False
 ) -> Run:
-    finished = read_summary(folder) if resume else None
-    if finished is not None and is_done(finished, experiment):
-        same_experiment(experiment, folder)
-        return Run(finished, folder)
-    world = build_world(experiment)
+    reference = _reference(experiment)
     if resume:
         same_experiment(experiment, folder)
+        if reference is not None:
+            same_experiment(reference, folder / "baseline")
+        finished = read_summary(folder)
+        if finished is not None and is_done(finished, experiment):
+            if not (folder / "report.html").exists():  # killed between the summary and the report
+                write_report(folder)
+            return Run(finished, folder)
+    world = build_world(experiment)
     if overwrite:  # only now: a mistake in the experiment must not cost the run that is there
         _clear(folder)
     write_atomically(folder / "experiment.yaml", experiment.yaml().encode())
-    reference = _reference(experiment)
     baseline = None
     if reference is not None:
         with writing(folder):
@@ -105,18 +111,44 @@ def _in_folder(
     return Run(summary, folder, world, outcome)
 
 
+SAME = ("seed", "data", "scenario", "model", "method", "select", "train", "engine")
+FREE = frozenset({"checkpoint_every"})  # of the engine: it leaves no trace in the results
+
+
 def same_experiment(experiment: Experiment, folder: Path) -> None:
-    """Refuse to resume another experiment's folder."""
+    """Refuse to resume another experiment's folder, or to go back to fewer rounds than it has trained."""
     path = folder / "experiment.yaml"
     if not path.exists():
         return
     before, now = config.read_yaml(path), experiment.resolved
-    for key in ("seed", "data", "scenario", "model", "method", "select", "train"):
-        if before.get(key) != now[key]:
+    for key in SAME:
+        changes = list(differences(before.get(key), now[key], key))
+        if changes:
             raise UserError(
-                f"{folder} holds another experiment: {key} was {before.get(key)!r} and is now {now[key]!r}. "
-                "Resume it as it was started (polyfed run --resume --out FOLDER), choose another folder, or --overwrite"
+                f"{folder} holds another experiment: {'; '.join(changes[:3])}. "
+                "Go on with it as it was started, choose another folder, or start it anew (polyfed run --overwrite)"
             )
+    trained = rounds_trained(folder)
+    if trained > experiment.rounds:
+        raise UserError(
+            f"{folder} has trained {trained} rounds, and rounds is now {experiment.rounds}: rounds can be raised, "
+            "not lowered. Choose another folder, or start it anew (polyfed run --overwrite)"
+        )
+
+
+def differences(before: object, now: object, path: str) -> Iterator[str]:
+    """Tell which keys of a section have another value."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now} - FREE, key=str):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}")
+    elif before != now:
+        yield f"{path} was {before!r} and is now {now!r}"
+
+
+def rounds_trained(folder: Path) -> int:
+    """Return the number of rounds that a folder's newest checkpoint is of, 0 if there is none."""
+    names = [path.name.removeprefix("round-") for path in (folder / "checkpoints").glob("round-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def is_done(summary: Summary, experiment: Experiment) -> bool:
@@ -167,11 +199,11 @@ def threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
-    """Make a run folder ready and keep other runs out of it meanwhile."""
+    """Make a run folder ready and keep other runs out of it meanwhile; one that stays empty is removed again."""
     try:
         _check_folder(folder, resume=resume, overwrite=overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     with lock:
@@ -179,13 +211,20 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{folder}: another polyfed process is running in this folder") from error
-        yield folder
+        _remove_drafts(folder)
+        try:
+            yield folder
+        finally:
+            if not _content(folder):
+                (folder / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
+    if not folder.exists() or not _content(folder):
         return
     if not (folder / "experiment.yaml").exists():
         raise UserError(f"{folder} is not empty and is no run folder; choose another --out")
@@ -194,11 +233,32 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder} holds {state}; use --resume to go on with it or --overwrite to start anew")
 
 
+def _content(folder: Path) -> list[Path]:
+    """Return what is in a folder besides the lock and what a kill has left half-written or half-removed."""
+    drafts = _drafts(folder)
+    return [path for path in folder.iterdir() if path.name != LOCK and path not in drafts]
+
+
+def _drafts(folder: Path) -> set[Path]:
+    return set(folder.glob(".*.draft"))
+
+
+def _remove_drafts(folder: Path) -> None:
+    for path in _drafts(folder):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _clear(folder: Path) -> None:
-    """Remove what polyfed wrote, and nothing else."""
+    """Remove what polyfed wrote, and nothing else; each part vanishes at once, by its name."""
     for name in OURS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif name != ".lock":
-            path.unlink(missing_ok=True)
+        if (folder / name).exists():
+            gone = folder / f".{name}.draft"
+            (folder / name).replace(gone)
+            _remove(gone)

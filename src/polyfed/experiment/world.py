@@ -100,7 +100,18 @@ def build_world(experiment: Experiment) -> World:
         federation.tasks,
     )
     method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
+    check_method(experiment.method.name, method)
     return World(experiment, with_components(federation, architecture), architecture, method)
+
+
+def check_method(name: str, method: object) -> None:
+    """Refuse a method, mostly a user's own, that lacks a part of the protocol."""
+    missing = [part for part in ("steps", "begin", "enrol", "round", "deploy") if not hasattr(method, part)]
+    if missing:
+        raise UserError(
+            f"method {name!r}: {type(method).__name__} lacks {', '.join(missing)}; a method has steps, begin, enrol, "
+            "round and deploy (polyfed.method.protocol.Method)"
+        )
 
 
 def check_cohort(select: Chosen, clients: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, ClientScore, client_scores, gains_in_words, judged_tasks
 from polyfed.report.figures import group_legend
-from polyfed.report.formats import label, lower_is_better, plain, plural, scaled, short, shown, shown_gain, unit
+from polyfed.report.formats import label, lower_is_better, plain, plural, scaled, short, shown, shown_gain, unit, whole
 from polyfed.report.palette import GREY, Palette
 from polyfed.report.plotting import Card, Chip, Plot, Table, axis, plot
 from polyfed.report.records import RunData
@@ -150,7 +150,7 @@ def _table(scores: Sequence[ClientScore], metric: str, baseline: str) -> Table:
         what = f"gain most and least over {baseline}" if baseline else "do best and worst"
         note = f"The {EXTREMES} clients each that {what}, of {len(scores):,}."
     head = ["client", "modalities", "examples", f"{short(metric)}{unit(metric)}"]
-    rows = [[short(s.name), short(s.group, 40), f"{s.examples:,}", plain(metric, s.value)] for s in ordered]
+    rows = [[whole(s.name), whole(s.group), f"{s.examples:,}", plain(metric, s.value)] for s in ordered]
     if baseline:
         head += [baseline, "gain"]
         rows = [

@@ -80,7 +80,7 @@ def _heads(table: ComparisonTable) -> list[tuple[str, int, list[str]]]:
 def _row(table: ComparisonTable, index: int) -> list[tuple[str, bool]]:
     """Return a row's cells as text, and whether each is the best of its column."""
     row, texts = table.rows[index], table.lines()[index]
-    wins = [False, False, *(column in row.wins for column in table.columns), False, False]
+    wins = [False, False, False, *(column in row.wins for column in table.columns), False, False]
     return list(zip(texts, wins, strict=True))
 
 
@@ -90,6 +90,8 @@ def _remarks(found: Sequence[Variant], table: ComparisonTable) -> list[str]:
     if differences:
         more = f"; and {len(differences) - 8} more settings" if len(differences) > 8 else ""
         remarks.append(f"Besides the method, the runs differ in {'; '.join(differences[:8])}{more}.")
+    if table.caution:
+        remarks.append(table.caution)
     counts = {len(one.runs) for one in found}
     if counts == {1}:
         remarks.append("Every method ran with one seed, so there is no ±: differences may be chance.")
@@ -103,13 +105,14 @@ def _remarks(found: Sequence[Variant], table: ComparisonTable) -> list[str]:
 
 def _run(one: Variant, run: RunData, place: Path) -> dict[str, str]:
     report = run.folder / "report.html"
+    name, value = run.summary.told_digest
     link = quote(Path(os.path.relpath(report.resolve(), place.resolve())).as_posix()) if report.is_file() else ""
     return {
         "method": short(one.label, 60),
         "seed": str(run.summary.seed),
         "name": short(run.summary.experiment, 60),
         "rounds": f"{run.summary.rounds:,}",
-        "digest": run.summary.digest[:12],
+        "digest": value[:12] if name == "digest" else f"{value[:12]} ({name})",
         "link": link,
         "folder": run.folder.name,
     }

@@ -25,7 +25,8 @@ MANY_POINTS = 400
 
 def method_colours(found: Sequence[Variant]) -> dict[str, str]:
     """Give every variant a colour; local training is grey, as baselines are in all plots."""
-    strangers = [one.label for one in found if one.label != LOCAL]
+    alone = [one.label for one in found if one.method == LOCAL]
+    strangers = [one.label for one in found if [one.label] != alone]
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(strangers)}
     return {one.label: colours.get(one.label, GREY) for one in found}
 
@@ -177,7 +178,7 @@ def gain_card(found: Sequence[Variant], table: ComparisonTable, colours: Mapping
     text = (
         "One point per client: its metric minus what it reaches by training alone with the same seed; mean over seeds."
     )
-    legend = tuple(chip for chip in method_legend(colours) if chip.group != LOCAL)
+    legend = tuple(chip for chip in method_legend(colours) if chip.colour != GREY)
     return Card(
         "Gain of each client over local training", text, tuple(plots), legend, table=Table(head, tuple(rows), 2)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -19,6 +20,9 @@ Number = Annotated[float, BeforeValidator(_nan_for_null)]
 Count = Annotated[int, Field(ge=0)]
 Metrics = Mapping[str, Mapping[str, Number]]
 """Task -> metric -> value."""
+
+NOTHING = ("", sha256().hexdigest())
+"""Digests that say nothing: not recorded, or of no tensor at all."""
 
 
 class Entry(BaseModel):
@@ -74,6 +78,7 @@ class RefusedRecord(Refusal):
     """A refusal as a line of the records."""
 
     kind: Literal["refused"]
+    bytes: ComponentBytes = ComponentBytes()
 
 
 class EvaluationRecord(Entry):
@@ -183,6 +188,12 @@ class Summary(Entry):
     stopped: str | None = None
     best: Best | None = None
     baseline: Baseline | None = None
+
+    @property
+    def told_digest(self) -> tuple[str, str]:
+        """Name and value of the digest that tells runs apart: the personal one where the server holds no tensor."""
+        personal = self.digest in NOTHING and self.personal_digest not in NOTHING
+        return ("personal digest", self.personal_digest) if personal else ("digest", self.digest)
 
 
 def first_fault(error: ValidationError) -> str:

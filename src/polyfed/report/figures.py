@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, judged_tasks
-from polyfed.report.formats import label, lower_is_better, scaled, short, size, unit
+from polyfed.report.formats import label, lower_is_better, scaled, short, size, unit, whole
 from polyfed.report.history import Curve
 from polyfed.report.palette import COLOURS, GREY, Palette
 from polyfed.report.plotting import INK, MANY_ROUNDS, Card, Chip, Plot, axis, curve_trace, plot, rounds_axis
@@ -21,7 +21,7 @@ UP, DOWN = "#4B5F82", "#A7B4CC"
 def group_legend(palette: Palette, *, overall: bool = True) -> tuple[Chip, ...]:
     """Return the legend of the modality groups, with the mean over all clients where it is drawn."""
     everyone = (Chip("all clients", "currentColor", "all"),) if overall and len(palette.colours) > 1 else ()
-    return (*everyone, *(Chip(short(name), colour, name) for name, colour in palette.colours.items()))
+    return (*everyone, *(Chip(whole(name), colour, name) for name, colour in palette.colours.items()))
 
 
 # ------------------------------------------------------------------------------------------------ metrics

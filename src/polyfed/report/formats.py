@@ -95,10 +95,22 @@ def listed(items: Iterable[str]) -> str:
     return f"{', '.join(front)} and {last}" if front else last
 
 
+def whole(text: str) -> str:
+    """Put a name on one line, whole: tables fold long names, for cut ones may look alike."""
+    return " ".join(text.split())
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Write the one number there is, or the range they lie in: ``20``, ``4–30``."""
+    found = sorted(set(numbers)) or [0]
+    ends = (f"{number:,}" for number in dict.fromkeys((found[0], found[-1])))
+    return "\N{EN DASH}".join(ends)
+
+
 def short(text: str, length: int = 28) -> str:
     """Cut a long name and put it on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
+    name = whole(text)
+    return name if len(name) <= length else f"{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def label(text: str, length: int = 28) -> str:

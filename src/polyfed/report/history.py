@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from polyfed.report.entries import (
     ClientRecord,
+    ComponentBytes,
     EvaluationRecord,
     Record,
     Refusal,
@@ -128,6 +129,7 @@ def gather(records: Iterable[Record], groups: Mapping[int, str]) -> History:
             _add_round(history, record)
         elif isinstance(record, RefusedRecord):
             history.refused.append(record)
+            _add_bytes(history, record.bytes)
     return history
 
 
@@ -139,9 +141,14 @@ def _add_client(history: History, record: ClientRecord) -> None:
     group = history.groups.get(record.client, "unknown")
     for name, value in record.numbers.items():
         history.training[TrainingKey(record.step, name, group)][record.round].add(value, max(record.examples, 1))
-    for component, count in record.bytes.up.items():
+    _add_bytes(history, record.bytes)
+
+
+def _add_bytes(history: History, travelled: ComponentBytes) -> None:
+    """Count what travelled, whether or not the reply was used."""
+    for component, count in travelled.up.items():
         history.up[component] += count
-    for component, count in record.bytes.down.items():
+    for component, count in travelled.down.items():
         history.down[component] += count
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from polyfed import __version__
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.errors import UserError
 from polyfed.report.client_figures import client_cards
+from polyfed.report.entries import NOTHING
 from polyfed.report.facts import MANY_TASKS, description, judged_tasks, refusals, tiles
 from polyfed.report.figures import bytes_card, metric_cards, training_card
 from polyfed.report.formats import plural, short, shown
@@ -22,8 +22,6 @@ from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
 
 MANY_REFUSALS = 50
-NOTHING = ("", sha256().hexdigest())
-"""Digests that say nothing: not recorded, or of no tensor at all."""
 
 
 def write_report(folder: Path) -> Path:

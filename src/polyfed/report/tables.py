@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from polyfed.errors import UserError
 from polyfed.report.entries import Statistic
-from polyfed.report.formats import duration, lower_is_better, main_metric, plain, short, size, unit
+from polyfed.report.formats import duration, lower_is_better, main_metric, plain, size, span, unit, whole
 from polyfed.report.records import RunData
 from polyfed.report.variants import Variant, variants
 
@@ -29,12 +29,12 @@ class Column(NamedTuple):
     @property
     def heading(self) -> str:
         """The column's heading: ``digit accuracy (%), image``."""
-        return f"{short(self.task)} {short(self.metric)}{unit(self.metric)}, {self.clients}"
+        return f"{whole(self.task)} {whole(self.metric)}{unit(self.metric)}, {self.clients}"
 
     @property
     def clients(self) -> str:
         """Whose mean the column shows."""
-        return "all clients" if self.group is None else short(self.group, 40)
+        return "all clients" if self.group is None else whole(self.group)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its seeds, its cells (only where it has values), the columns it wins, and what it costs."""
+    """One method: its seeds and how many rounds each was trained, its cells (only where it has values), the columns
+    it wins, and what it costs.
+    """
 
     method: str
     seeds: tuple[int, ...]
+    rounds: tuple[int, ...]
     cells: Mapping[Column, Spread]
     wins: frozenset[Column]
     bytes: Spread
@@ -70,9 +73,17 @@ class ComparisonTable:
     rows: tuple[Row, ...]
 
     @property
+    def caution(self) -> str:
+        """Say that the runs were trained for different numbers of rounds; empty if they were not."""
+        rounds = {number for row in self.rows for number in row.rounds}
+        if len(rounds) < 2:
+            return ""
+        return f"The runs differ in length ({span(rounds)} rounds): part of the differences may come from that."
+
+    @property
     def headings(self) -> tuple[str, ...]:
         """Headings of ``lines``."""
-        return ("method", "seeds", *(column.heading for column in self.columns), "bytes", "time")
+        return ("method", "seeds", "rounds", *(column.heading for column in self.columns), "bytes", "time")
 
     def lines(self, *, bold: Callable[[str], str] = str, escape: Callable[[str], str] = str) -> list[tuple[str, ...]]:
         """Return the cells as text, row by row; ``bold`` marks wins, ``escape`` guards names. Costs are means."""
@@ -87,30 +98,36 @@ class ComparisonTable:
         return (
             escape(row.method),
             str(len(row.seeds)),
+            span(row.rounds),
             *cells,
             size(row.bytes.mean),
             duration(row.seconds.mean),
         )
 
     def to_markdown(self) -> str:
-        """Write as a Markdown table; wins are bold."""
+        """Write as a Markdown table; wins are bold. Where runs differ in rounds, a sentence below says so."""
         head = [_markdown(heading) for heading in self.headings]
         rule = ["---"] + ["---:"] * (len(head) - 1)
         body = self.lines(bold=lambda text: f"**{text}**", escape=_markdown)
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+        table = "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+        return f"{table}\n{self.caution}\n" if self.caution else table
 
     def to_csv(self) -> str:
         """Write one line per method and column, in raw units; an empty ``modalities`` means all clients."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
-            ("method", "seeds", "task", "metric", "modalities", "mean", "std", "best", "bytes_mean", "seconds_mean")
+            (
+                *("method", "seeds", "rounds", "task", "metric", "modalities"),
+                *("mean", "std", "best", "bytes_mean", "seconds_mean"),
+            )
         )
         for row in self.rows:
             for column, spread in row.cells.items():
                 measured = (spread.mean, "" if spread.std is None else spread.std, int(column in row.wins))
                 address = (column.task, column.metric, column.group or "")
-                writer.writerow((row.method, spread.seeds, *address, *measured, row.bytes.mean, row.seconds.mean))
+                front = (row.method, spread.seeds, span(row.rounds))
+                writer.writerow((*front, *address, *measured, row.bytes.mean, row.seconds.mean))
         return stream.getvalue()
 
     def to_json(self) -> str:
@@ -127,7 +144,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         {**column._asdict(), **_spread_json(spread), "best": column in row.wins} for column, spread in row.cells.items()
     ]
     costs = {"bytes": _spread_json(row.bytes), "seconds": _spread_json(row.seconds)}
-    return {"method": row.method, "seeds": list(row.seeds), "cells": cells, **costs}
+    return {"method": row.method, "seeds": list(row.seeds), "rounds": list(row.rounds), "cells": cells, **costs}
 
 
 def _spread_json(spread: Spread) -> dict[str, float | int | None]:
@@ -155,6 +172,7 @@ def comparison_table(runs: Sequence[RunData], *, metrics: Literal["main", "all"]
         Row(
             one.label,
             tuple(run.summary.seed for run in one.runs),
+            tuple(run.summary.rounds for run in one.runs),
             held,
             won,
             spread_of([float(run.summary.bytes.both) for run in one.runs]),

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyfed.errors import UserError
+from polyfed.method.catalog import METHODS
 from polyfed.report.formats import short
 from polyfed.report.records import RunData
+
+OPTION = "method."
+"""How the paths of a method's name and options begin."""
 
 IGNORED = frozenset({"version", "name", "seed", "baseline", "engine", "resolved_with"})
 """Settings that do not make another experiment of a run."""
@@ -30,7 +34,8 @@ class Variant:
 def variants(runs: Sequence[RunData]) -> list[Variant]:
     """Group runs by method and settings, in the order in which they first appear.
 
-    A label is the method's name and, where that is not enough, the settings that differ or the experiment's name.
+    A label is the method's name with the options that are not the method's defaults and, where that is not enough,
+    the settings that differ or the experiment's name.
     Raises UserError if two runs cannot be told apart.
     """
     groups: dict[tuple[str, str], list[RunData]] = {}
@@ -54,7 +59,7 @@ def settings(run: RunData) -> Settings:
 def shared_differences(found: Sequence[Variant]) -> list[str]:
     """Name the settings outside the method in which the compared variants differ, such as ``rounds: 10, 20``."""
     tables = [settings(one.runs[0]) for one in found]
-    paths = dict.fromkeys(path for table in tables for path in table if not path.startswith("method."))
+    paths = dict.fromkeys(path for table in tables for path in table if not path.startswith(OPTION))
     lines = []
     for path in paths:
         values = list(dict.fromkeys(table.get(path, "not set") for table in tables))
@@ -64,6 +69,8 @@ def shared_differences(found: Sequence[Variant]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1 and 1.0 are the same setting
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
@@ -108,13 +115,28 @@ def _labels(parts: Sequence[Sequence[RunData]]) -> list[str]:
     labels = []
     for held, method, table in zip(parts, methods, tables, strict=True):
         rivals = [other for name, other in zip(methods, tables, strict=True) if name == method]
-        if len(rivals) == 1:
-            labels.append(method)
-            continue
         differing = [path for path in table if any(other.get(path) != table[path] for other in rivals)]
-        told = ",".join(f"{path.removeprefix('method.')}={table[path]}" for path in differing[:3])
-        labels.append(f"{method}[{told}]" if told else f"{method} ({held[0].summary.experiment})")
+        others = [path for path in differing if not path.startswith(OPTION)]
+        mentioned = {*differing, *_chosen(method, table)}
+        options = [path for path in table if path in mentioned and path.startswith(OPTION)]
+        told = ",".join(f"{path.removeprefix(OPTION)}={table[path]}" for path in [*options, *others[:3]])
+        named = method if len(rivals) == 1 else f"{method} ({held[0].summary.experiment})"
+        labels.append(f"{method}[{told}]" if told else named)
     return _numbered(labels)
+
+
+def _chosen(method: str, table: Settings) -> list[str]:
+    """Return the paths of the method's options that are not at their defaults; none of a method unknown here."""
+    if method not in METHODS:
+        return []
+    described = METHODS.options(method).model_json_schema()["properties"]
+    defaults = {
+        path: _text(value)
+        for option, schema in described.items()
+        if "default" in schema
+        for path, value in _leaves(schema["default"], ("method", option))
+    }
+    return [path for path in table if path.startswith(OPTION) and table[path] != defaults.get(path)]
 
 
 def _numbered(labels: Sequence[str]) -> list[str]:

@@ -17,10 +17,11 @@ from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
 from polyfed.scenario.federation import Card, Federation
 from polyfed.scenario.holdings import Holdings, Names, nobody_holds, sets_of, table_of
 from polyfed.scenario.labels import check_targets, strata
-from polyfed.scenario.official_test import deal_by_field, deal_by_labels, task_sets
+from polyfed.scenario.official_test import deal_test, task_sets
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
 from polyfed.scenario.split import cut
 from polyfed.scenario.store import Store
+from polyfed.scenario.usable import usable_of
 
 
 def build(
@@ -61,7 +62,7 @@ def build(
     splitter = Splitter(dataset, pool, used, modality_sets, task_names, seed)
     kept, tested, test_pool = splitter.test(usable, test, str(partition.options.get("field", "")))
     validating = splitter.cut(kept, validation, "validation")
-    names = client_names(pool, dealt, partition)
+    names = client_names(pool, dealt, partition, dataset.field_labels)
     examples = (kept.sizes - np.bincount(kept.owner[validating], minlength=count)).tolist()
     cards = {k: Card(k, names[k], modality_sets[k], task_names[k], examples[k]) for k in range(count)}
     store = Store(cards, pool, kept, validating, test_pool, tested, held.skew)
@@ -111,7 +112,14 @@ def deal(dataset: Dataset, clients: int | None, partition: Chosen, used: Mapping
                 f" {dataset.unit!r}, which stay together; use 1 to {len(values)} clients"
             )
         ones = pool.take(torch.from_numpy(first))
-        whole = Parts.of_lists(PARTITIONS.build(partition.name, partition.options, ones, labels_from, clients, seed))
+        try:
+            lists = PARTITIONS.build(partition.name, partition.options, ones, labels_from, clients, seed)
+        except UserError as error:
+            raise UserError(
+                f"{error} (rows of {dataset.name} with the same {dataset.unit!r} stay together and count as one sample"
+                " here)"
+            ) from error
+        whole = Parts.of_lists(lists)
         owner = np.empty(len(values), dtype=np.int64)
         owner[whole.positions] = whole.owner
         parts = Parts.of_owners(np.arange(len(pool)), owner[unit.ravel()], whole.clients)
@@ -139,18 +147,6 @@ def reduced(kind: str, holdings: Holdings, parts: Parts, masks: Mapping[str, tor
     return sets_of(wanted & has, names)
 
 
-def usable_of(pool: Samples, parts: Parts, modality_sets: Sequence[Names], sets: Sequence[Names]) -> BoolArray:
-    """Mark the samples of which their client holds a modality and a task's target, (samples,)."""
-    usable = np.ones(len(parts.positions), dtype=bool)
-    for held, masks in ((modality_sets, pool.present), (sets, pool.labelled)):
-        table = table_of(held, list(masks))
-        found = np.zeros_like(usable)
-        for column, mask in enumerate(masks.values()):
-            found |= table[parts.owner, column] & mask.numpy()[parts.positions]
-        usable &= found
-    return usable
-
-
 def check_trainable(usable: Parts, dealt: Parts, modality_sets: Sequence[Names], sets: Sequence[Names]) -> None:
     """Refuse a client none of whose samples has one of its modalities and one of its tasks."""
     idle = np.flatnonzero(usable.sizes == 0)
@@ -171,8 +167,10 @@ def check_held(kind: str, names: Sequence[str], sets: Sequence[Names]) -> None:
         raise nobody_holds(kind, orphans)
 
 
-def client_names(pool: Samples, parts: Parts, partition: Chosen) -> list[str]:
-    """Name the clients: "client 3", or "subject 7" where a client is one group of a field."""
+def client_names(
+    pool: Samples, parts: Parts, partition: Chosen, field_labels: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Name the clients: "client 3", or "subject 7" or "speaker george" where a client is one group of a field."""
     names = [f"client {k}" for k in range(parts.clients)]
     field = partition.options.get("field")
     if field is None:
@@ -180,7 +178,11 @@ def client_names(pool: Samples, parts: Parts, partition: Chosen) -> list[str]:
     values = pool.field(str(field)).numpy()[parts.positions]
     lowest = np.minimum.reduceat(values, parts.offsets[:-1])
     highest = np.maximum.reduceat(values, parts.offsets[:-1])
-    return [f"{field} {low}" if low == high else name for low, high, name in zip(lowest, highest, names, strict=True)]
+    labels = field_labels.get(str(field))
+    return [
+        f"{field} {low if labels is None else labels[low]}" if low == high else name
+        for low, high, name in zip(lowest, highest, names, strict=True)
+    ]
 
 
 class Splitter:
@@ -206,10 +208,8 @@ class Splitter:
         table = self.dataset.test.everything()
         check_targets(table, list(self.tasks.values()), f"{self.dataset.name}, test table")
         test = table.only(self.pool.modalities, self.tasks)
-        dealt = deal_by_field(parts, self.pool, test, field)
-        if dealt is None:
-            dealt = deal_by_labels(parts, self.pool, test, self.tasks, self.sets, self.seed)
-        return parts, dealt.where(usable_of(test, dealt, self.modality_sets, self.sets)), test
+        dealt = deal_test(parts, self.pool, test, self.tasks, self.modality_sets, self.sets, field, self.seed)
+        return parts, dealt, test
 
     def cut(self, parts: Parts, fraction: float, purpose: str) -> BoolArray:
         """Choose a share of each client's samples, (samples,)."""

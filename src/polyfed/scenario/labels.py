@@ -34,8 +34,20 @@ def labels_of(samples: Samples, task: Task) -> IntArray:
 def strata(samples: Samples, tasks: Sequence[Task]) -> IntArray:
     """Number the strata that a split keeps in proportion, (samples,).
 
-    Samples are of one stratum when they have the same label, that of the first classification task they are labelled
-    for, and lack the same modalities and tasks. Lower labels have lower numbers.
+    Samples are of one stratum when they have the same label (see ``label_strata``) and lack the same modalities and
+    tasks. Lower labels have lower numbers.
+    """
+    found = label_strata(samples, tasks)
+    masks = [samples.present[name] for name in samples.modalities] + [samples.labelled[task.name] for task in tasks]
+    for mask in masks:
+        found = 2 * found + mask.numpy()
+    return found
+
+
+def label_strata(samples: Samples, tasks: Sequence[Task]) -> IntArray:
+    """Number the samples' labels, each that of the first classification task the sample is labelled for, (samples,).
+
+    Samples without a label have the highest number.
     """
     classifying = [task for task in tasks if task.kind == "classification"]
     unlabelled = sum(task.classes for task in classifying)
@@ -45,9 +57,6 @@ def strata(samples: Samples, tasks: Sequence[Task]) -> IntArray:
         labels = labels_of(samples, task)
         found = np.where((found == unlabelled) & (labels < task.classes), first + labels, found)
         first += task.classes
-    masks = [samples.present[name] for name in samples.modalities] + [samples.labelled[task.name] for task in tasks]
-    for mask in masks:
-        found = 2 * found + mask.numpy()
     return found
 
 

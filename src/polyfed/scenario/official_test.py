@@ -5,16 +5,71 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.rng import numpy_generator
 from polyfed.scenario.holdings import Names
-from polyfed.scenario.labels import strata
+from polyfed.scenario.labels import label_strata
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
 from polyfed.scenario.split import quotas
+from polyfed.scenario.usable import usable_of
 
 NONE: IntArray = np.empty(0, dtype=np.int64)
+NOBODY = -1
+
+
+def deal_test(
+    parts: Parts,
+    pool: Samples,
+    test: Samples,
+    tasks: Mapping[str, Task],
+    modality_sets: Sequence[Names],
+    sets: Sequence[Names],
+    field: str,
+    seed: int,
+) -> Parts:
+    """Give each client its part of the test table, of samples it can use.
+
+    The parts are the clients' own groups of ``field`` if each client has usable samples of its groups, else shares by
+    label. ``modality_sets[k]`` and ``sets[k]`` are the modalities and tasks of client k. Which modalities and targets
+    a sample lacks plays no part in the dealing: training and test table may differ in that.
+    """
+    own = deal_by_field(parts, pool, test, field)
+    if own is not None:
+        own = own.where(usable_of(test, own, modality_sets, sets))
+        if bool((own.sizes > 0).all()):
+            return own
+    dealt = deal_by_labels(parts, pool, test, tasks, sets, seed)
+    dealt = dealt.where(usable_of(test, dealt, modality_sets, sets))
+    owner = np.full(len(test), NOBODY)
+    owner[dealt.positions] = dealt.owner
+    shares = share_sizes(parts.sizes, len(test))
+    for client in np.flatnonzero((dealt.sizes == 0) & (shares > 0)).tolist():
+        everything = Parts(np.arange(len(test)), np.full(len(test), client), parts.clients)
+        usable = usable_of(test, everything, modality_sets, sets)
+        held = [task for name, task in tasks.items() if name in sets[client]]
+        trained = label_strata(pool.take(torch.from_numpy(parts.of(client))), held)
+        familiar = usable & np.isin(label_strata(test, held), trained)
+        make_up(owner, client, familiar if familiar.any() else usable, int(shares[client]), seed)
+    kept = np.flatnonzero(owner != NOBODY)
+    return Parts.of_owners(kept, owner[kept], parts.clients)
+
+
+def make_up(owner: IntArray, client: int, wanted: BoolArray, share: int, seed: int) -> None:
+    """Give a client that went away empty ``share`` of the ``wanted`` samples that are nobody's (changes ``owner``).
+
+    If none is left, it gets one of the client that has most of the table, as long as that one keeps a sample.
+    """
+    candidates = numpy_generator(seed, "test part", "made up", client).permutation(np.flatnonzero(wanted))
+    free = candidates[owner[candidates] == NOBODY]
+    if len(free):
+        owner[free[:share]] = client
+    elif len(candidates):
+        sizes = np.bincount(owner[owner != NOBODY])[owner[candidates]]
+        if sizes.max() > 1:
+            owner[candidates[sizes.argmax()]] = client
 
 
 def deal_by_field(parts: Parts, pool: Samples, test: Samples, field: str) -> Parts | None:
@@ -43,8 +98,8 @@ def deal_by_labels(
     shares = share_sizes(parts.sizes, len(test))
     shuffled = numpy_generator(seed, "test part", "stock").permutation(len(test))
     taken = np.zeros(len(test), dtype=bool)
-    stocks = {held: Stock(strata(test, used), shuffled, taken) for held, used in task_sets(sets, tasks).items()}
-    trained = {held: strata(pool, used) for held, used in task_sets(sets, tasks).items()}
+    stocks = {held: Stock(label_strata(test, used), shuffled, taken) for held, used in task_sets(sets, tasks).items()}
+    trained = {held: label_strata(pool, used) for held, used in task_sets(sets, tasks).items()}
     lists: list[IntArray] = [NONE] * parts.clients
     for client in numpy_generator(seed, "test part", "order").permutation(parts.clients):
         held = sets[client]
