@@ -177,7 +177,7 @@ def test_resume_reads_the_experiment_of_the_folder(experiment: str, tmp_path: Pa
     assert result.exit_code == 0
     assert [line.split(",")[0] for line in result.stderr.splitlines()] == ["fedavg: round 3/3"]
     assert yaml.safe_load((tmp_path / "run" / "experiment.yaml").read_text())["train"]["lr"] == 0.2
-    assert "train was" in refused("run", experiment, "--resume", "--out", folder)
+    assert "train.lr was 0.2 and is now 0.05" in refused("run", experiment, "--resume", "--out", folder)
 
 
 @pytest.mark.parametrize(

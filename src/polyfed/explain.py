@@ -33,10 +33,12 @@ def _fault(fault: dict[str, Any], siblings: list[str]) -> str:
         expected = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         tag = context["tag"]
         return f"unknown name {tag!r}{_hint(tag, expected)} Choices: {', '.join(expected)}"
-    if kind in MISSING:
-        return MISSING[kind]
+    return MISSING[kind] if kind in MISSING else _refused(kind, value, fault)
+
+
+def _refused(kind: str, value: object, fault: dict[str, Any]) -> str:
     if kind == "literal_error":
-        return f"{value!r} is not one of the choices: {context['expected']}"
+        return f"{value!r} is not one of the choices: {fault['ctx']['expected']}"
     if kind == "value_error":  # raised by a check of polyfed's own, which names the value
         return str(fault["msg"]).removeprefix("Value error, ")
     if kind in NO_TABLE and isinstance(value, str):

@@ -150,8 +150,10 @@ def test_a_method_polyfed_does_not_know_keeps_its_name(make_run: Make, run_with:
 
 
 def test_runs_of_different_length_are_told_in_every_text(run_with: Build) -> None:
-    held = [("fedavg", 0, 4), ("fedavg", 1, 30), ("fedprox", 0, 30)]
-    table = comparison_table([run_with(name, seed, accuracy(0.8, 0.7, 0.9), rounds=n) for name, seed, n in held])
+    held = [("fedavg", 0, 4), ("fedavg", 1, 30), ("fedprox", 0, 30)]  # one seed stopped early
+    runs = [run_with(name, seed, accuracy(0.8, 0.7, 0.9)) for name, seed, _ in held]
+    ended = [run.summary.model_copy(update={"rounds": rounds}) for run, (_, _, rounds) in zip(runs, held, strict=True)]
+    table = comparison_table([replace(run, summary=end) for run, end in zip(runs, ended, strict=True)])
     assert [line[2] for line in table.lines()] == ["4–30", "30"]
     assert table.caution.startswith("The runs differ in length (4–30 rounds)")
     assert table.to_markdown().endswith(f"|\n\n{table.caution}\n")

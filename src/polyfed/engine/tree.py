@@ -62,7 +62,7 @@ def escaped(key: object) -> str:
 
 
 def check_round_trip(state: Any) -> None:
-    """Raise UserError if a state, saved, could not be read again: better known before the first round than after a kill."""
+    """Raise UserError if a state could not be read again once saved: better known now than after a kill."""
     kind = type(state)
     skeleton, tensors = pack(state)
     unpack(kind, skeleton, tensors, f"method state {kind.__name__}")
