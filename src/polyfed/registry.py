@@ -16,9 +16,10 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic.errors import PydanticUserError
 
 from polyfed.errors import UserError, unknown
@@ -26,6 +27,17 @@ from polyfed.explain import explain
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ValueError(f"{path!r}: {error}") from error
+
+
+# An option that names a file or folder: made absolute, so that a resolved experiment runs from anywhere.
+Located = Annotated[str, AfterValidator(_absolute)]
 
 
 class Options(BaseModel):

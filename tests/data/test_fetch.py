@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import wave
 import zipfile
@@ -207,6 +208,7 @@ def test_fashion_mnist_is_fetched_file_by_file(server: Server, tmp_path: Path, p
     assert check.check("fashion-mnist", root) == []
     paths[1].write_bytes(b"damaged")
     server.asked.clear()
+    shutil.copytree(published / "mnist", root / "mnist")
     fetch.fetch("multi-fmnist", root, base_url=server.url.rstrip("/"), progress=False)
     assert server.asked == [(paths[1].name, None)]
 

@@ -15,12 +15,13 @@ from polyfed.data.folder_samples import Sheet, read_sheet, read_table
 from polyfed.data.samples import Table
 from polyfed.data.source import existing_folder
 from polyfed.errors import UserError, unknown
+from polyfed.registry import Located
 
 
 def folder(
     root: Root,
     *,
-    path: Annotated[str, Field(min_length=1, description="the folder; relative to the working directory")],
+    path: Annotated[Located, Field(min_length=1, description="the folder; relative to the working directory")],
 ) -> Dataset:
     """Your own samples, described by dataset.yaml and samples.csv in one folder.
 

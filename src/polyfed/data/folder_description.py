@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from polyfed import strict_yaml
 from polyfed.data.schema import Modality, ModalityKind, Task, TaskKind
 from polyfed.errors import UserError
 from polyfed.explain import explain
@@ -116,29 +116,11 @@ def check_name(name: str) -> None:
         raise ValueError(f"{SPLIT!r} cannot be a name: it is the column that divides training from test samples")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, refusing a key that is written twice (YAML would silently keep the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the name {key!r} is written twice", problem_mark=key_node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def read_description(path: Path) -> Description:
     """Read and check ``dataset.yaml``. Raises UserError naming the file and the entry at fault."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a folder of samples needs dataset.yaml and samples.csv")
     try:
-        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)  # noqa: S506  a safe loader
-        return Description.model_validate(found)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a folder of samples needs dataset.yaml and samples.csv") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        return Description.model_validate(strict_yaml.read(path))
     except ValidationError as error:
         raise UserError(explain(error, Description, str(path))) from None
-    except ValueError as error:  # PyYAML's, for a date or number that cannot be
-        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -96,5 +96,5 @@ ORIGINS: Mapping[str, Origin] = {
     "avdigits": Built(),
     "av-mnist": Built(("mnist", "fsdd")),
     "cg-mnist": Built(("mnist",)),
-    "multi-fmnist": Built(("fashion-mnist",)),
+    "multi-fmnist": Built(("mnist", "fashion-mnist")),
 }

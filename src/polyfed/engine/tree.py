@@ -8,6 +8,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -18,11 +19,32 @@ from polyfed.errors import UserError
 
 Json = Any
 PLAIN = (int, float, str, bool)
+READABLE: Mapping[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+def check_round_trip(state: Any) -> None:
+    """Raise UserError unless a method's state can be saved in a checkpoint and read back.
+
+    Reading is guided by the annotations of the state's type, which may not be those of what it holds. Without this
+    check that would be found when a run is resumed, and the run would be lost.
+    """
+    skeleton, tensors = pack(state)
+    kind = f"the method's state, {_named(type(state))}"
+    try:
+        unpack(type(state), skeleton, tensors)
+    except (LookupError, NameError, TypeError, ValueError) as error:
+        raise UserError(f"{kind}, cannot be read back from a checkpoint: {type(error).__name__}: {error}") from error
+    except UserError as error:
+        raise UserError(
+            f"{kind}, cannot be read back from a checkpoint: {error}. A state is a frozen dataclass whose annotations "
+            "say what is in it, such as Mapping[str, Tensor], tuple[float, ...], int or str | None"
+        ) from error
 
 
 def pack(value: Any, place: str = "") -> tuple[Json, dict[str, Tensor]]:
     """Return the JSON skeleton of a value and its tensors, each named by its place.
 
+    A ``/`` in a key is written ``~1`` in the name and a ``~`` is written ``~0`` (RFC 6901), so that names do not clash.
     Raises UserError naming the place of what cannot be saved.
     """
     tensors: dict[str, Tensor] = {}
@@ -32,6 +54,8 @@ def pack(value: Any, place: str = "") -> tuple[Json, dict[str, Tensor]]:
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     if isinstance(value, Tensor):
         name = place or "value"
+        if name in tensors:
+            raise UserError(f"state at {place}: two keys are written alike, such as 1 and '1'; keep one kind of key")
         tensors[name] = value
         return {"tensor": name}
     if value is None or isinstance(value, PLAIN):
@@ -39,9 +63,9 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     if is_dataclass(value):
         return {f.name: _pack(getattr(value, f.name), f"{place}/{f.name}", tensors) for f in fields(value)}
     if isinstance(value, Mapping):
-        return [[_key(key, place), _pack(held, f"{place}/{escaped(key)}", tensors)] for key, held in value.items()]
+        return [[_key(key, place), _pack(held, f"{place}/{_escaped(key)}", tensors)] for key, held in value.items()]
     if isinstance(value, AbstractSet):
-        return sorted(value)
+        return _pack(_in_order(value, place), place, tensors)
     if isinstance(value, Sequence):
         return [_pack(held, f"{place}/{number}", tensors) for number, held in enumerate(value)]
     raise UserError(
@@ -50,30 +74,35 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     )
 
 
-def _key(key: Any, place: str) -> str | int:
-    if isinstance(key, str) or type(key) is int:
+def _key(key: Any, place: str) -> Json:
+    if isinstance(key, PLAIN):
         return key
-    raise UserError(f"state at {place or 'the top'} has the key {key!r}, which cannot be saved. Choices: text, integer")
+    if isinstance(key, tuple):
+        return [_key(part, place) for part in key]
+    raise UserError(
+        f"state at {place or 'the top'} has the key {key!r}, a {type(key).__name__}, which cannot be saved. Choices: "
+        "texts, numbers, true and false, and tuples of these"
+    )
 
 
-def escaped(key: object) -> str:
-    """Write a key so that no two places of a tree get one name (as in JSON pointers)."""
+def _escaped(key: Any) -> str:
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
-def check_round_trip(state: Any) -> None:
-    """Raise UserError if a state could not be read again once saved: better known now than after a kill."""
-    kind = type(state)
-    skeleton, tensors = pack(state)
-    unpack(kind, skeleton, tensors, f"method state {kind.__name__}")
+def _in_order(items: AbstractSet[Any], place: str) -> list[Any]:
+    try:
+        return sorted(items)
+    except TypeError as error:
+        raise UserError(
+            f"state at {place or 'the top'}: a set whose items have no order cannot be saved: {error}"
+        ) from error
 
 
 def unpack(hint: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str = "state") -> Any:
     """Rebuild a value of the hinted type; raises ``UserError`` naming the place where the file does not fit."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return None if skeleton is None else unpack(inner[0], skeleton, tensors, place)
+        return _unpack_any(arguments, skeleton, tensors, place)
     if hint is Tensor or (isinstance(hint, type) and issubclass(hint, torch.Tensor)):
         return _tensor(skeleton, tensors, place)
     if is_dataclass(hint):
@@ -82,9 +111,23 @@ def unpack(hint: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str 
         return _unpack_mapping(arguments, skeleton, tensors, place)
     if isinstance(origin, type) and issubclass(origin, Sequence | AbstractSet):
         return _unpack_items(origin, arguments, skeleton, tensors, place)
-    if hint in PLAIN and isinstance(skeleton, PLAIN):
+    if hint in READABLE and isinstance(skeleton, READABLE[hint]):
         return hint(skeleton)
-    raise UserError(f"{place}: the saved value does not fit the type {hint}")
+    raise UserError(f"{place}: the saved value does not fit the type {_named(hint)}")
+
+
+def _named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _unpack_any(hints: Sequence[Any], skeleton: Json, tensors: Mapping[str, Tensor], place: str) -> Any:
+    if skeleton is None and types.NoneType in hints:
+        return None
+    *others, last = [hint for hint in hints if hint is not types.NoneType]
+    for hint in others:
+        with suppress(UserError):
+            return unpack(hint, skeleton, tensors, place)
+    return unpack(last, skeleton, tensors, place)
 
 
 def _tensor(skeleton: Json, tensors: Mapping[str, Tensor], place: str) -> Tensor:
@@ -106,18 +149,24 @@ def _unpack_mapping(arguments: Any, skeleton: Json, tensors: Mapping[str, Tensor
     if not isinstance(skeleton, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in skeleton):
         raise UserError(f"{place}: expected a table")
     key_hint, value_hint = arguments
-    return {key_hint(key): unpack(value_hint, held, tensors, f"{place}[{key!r}]") for key, held in skeleton}
+    return {
+        unpack(key_hint, key, tensors, f"{place}, key {key!r}"): unpack(value_hint, held, tensors, f"{place}[{key!r}]")
+        for key, held in skeleton
+    }
 
 
 def _unpack_items(origin: Any, arguments: Any, skeleton: Json, tensors: Mapping[str, Tensor], place: str) -> Any:
     if not isinstance(skeleton, list):
         raise UserError(f"{place}: expected a list")
-    uniform = issubclass(origin, AbstractSet) or len(arguments) == 1 or arguments[-1] is Ellipsis
-    if not uniform and len(arguments) != len(skeleton):
-        raise UserError(f"{place}: expected {len(arguments)} values, found {len(skeleton)}")
-    hints = [arguments[0]] * len(skeleton) if uniform else list(arguments)
+    hints = arguments
+    if origin is not tuple or arguments[1:] == (Ellipsis,):
+        hints = arguments[:1] * len(skeleton)
+    if len(hints) != len(skeleton):
+        raise UserError(f"{place}: expected {len(hints)} items, found {len(skeleton)}")
     items = (
         unpack(hint, held, tensors, f"{place}[{number}]")
         for number, (hint, held) in enumerate(zip(hints, skeleton, strict=True))
     )
-    return frozenset(items) if issubclass(origin, AbstractSet) else tuple(items)
+    if issubclass(origin, AbstractSet):
+        return set(items) if origin is set else frozenset(items)
+    return list(items) if origin is list else tuple(items)

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 import polyfed
+from polyfed import strict_yaml
 from polyfed.data.catalog import DATASETS
 from polyfed.errors import UserError
 from polyfed.experiment import plugins
@@ -301,45 +302,12 @@ def read_setting(text: str) -> tuple[str, object]:
     path, separator, value = text.partition("=")
     if not separator or not path or any(not part for part in path.split(".")):
         raise UserError(f"--set {text!r}: write it as key=value, for instance --set train.lr=0.1")
-    try:
-        return path, _copied(yaml.load(value, Loader=_StrictLoader))  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, *UNREADABLE) as error:
-        raise UserError(f"--set {text!r}: the value is not YAML") from error
-
-
-# What PyYAML raises besides its own errors: for impossible dates and numbers, and for nesting without end.
-UNREADABLE = (ValueError, RecursionError)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float | bool) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str | int | float | bool) else str(key))
-        return super().construct_mapping(node, deep)
+    return path, strict_yaml.parse(value, f"--set {text!r}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a table."""
-    try:
-        raw = _copied(yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader))  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, *UNREADABLE) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = strict_yaml.read(path)
     if raw is None:
         raise UserError(f"{path}: is empty; write at least one key and its value, such as rounds: 20")
     if not isinstance(raw, dict):
