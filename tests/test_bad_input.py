@@ -847,3 +847,14 @@ def test_the_command_line_tells_mistakes_in_one_message_and_ends_with_code_2(
         assert len(errors.splitlines()) == 1, (kind, errors)
     assert all(contents(folder) == before for folder in tmp_path.glob("*/run"))
     assert not drafts(tmp_path)
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_run_is_not_resumed_with_another_plugin(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(encoder(FLAT.format("width")))
+    changes = {"plugins": ["own.py"], "model.encoders.image": {"name": "own"}}
+    run(written(tmp_path, changes), tmp_path / "out")
+    (tmp_path / "own.py").write_text(encoder(FLAT.format("width")) + "# another thought\n")
+    file = written(tmp_path, {**changes, "rounds": 2})
+    with pytest.raises(UserError, match="this checkpoint belongs to another run: plugins differ"):
+        run(file, tmp_path / "out", resume=True)

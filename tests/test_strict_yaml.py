@@ -42,8 +42,8 @@ def test_a_list_that_holds_itself_is_refused() -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing.yaml: no such file"):
+    with pytest.raises(UserError, match=r"nothing\.yaml: no such file"):
         strict_yaml.read(tmp_path / "nothing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="binary.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"binary\.yaml cannot be read"):
         strict_yaml.read(tmp_path / "binary.yaml")

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,43 @@ def test_a_state_that_could_not_be_read_again_is_refused_before_it_is_needed() -
         check_round_trip({"parameters": torch.ones(1)})
     with pytest.raises(UserError, match=r"has the key \(1, 2\), which cannot be saved"):
         check_round_trip(State({}, {(1, 2): Inner(0.5, frozenset())}, (), None, True))  # type: ignore[dict-item]
+
+
+def holding(hint: Any, value: Any) -> Any:
+    """Return a state whose one field is annotated with the hint and holds the value."""
+    return make_dataclass("Holder", [("held", hint)], frozen=True)(value)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [(int, 3.5), (str, 7), (bool, 2), (bytes, b"ab"), (tuple, (1,)), (Mapping[int, int], {"1": 1}), ("Unknown", 1)],
+)
+def test_what_the_annotations_would_change_is_refused(hint: Any, value: Any) -> None:
+    with pytest.raises(UserError, match="method state Holder"):
+        check_round_trip(holding(hint, value))
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [(list[float], [1.0]), (set[str], {"a"}), (int | str, "x"), (int | str | None, None), (float, 1)],
+)
+def test_a_value_comes_back_as_what_it_was(hint: Any, value: Any) -> None:
+    state = holding(hint, value)
+    check_round_trip(state)
+    skeleton, tensors = pack(state)
+    assert unpack(type(state), json.loads(json.dumps(skeleton)), tensors) == state
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (frozenset({1, "a"}), "state at /held: a set whose items have no order"),
+        ({1: torch.ones(1), "1": torch.zeros(1)}, "state at /held/1: two keys are written alike"),
+    ],
+)
+def test_what_has_no_order_or_no_name_of_its_own_cannot_be_saved(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pack(holding(Any, value))
 
 
 @pytest.mark.parametrize(

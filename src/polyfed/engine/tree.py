@@ -23,28 +23,21 @@ READABLE: Mapping[Any, tuple[type, ...]] = {int: (int,), float: (int, float), st
 
 
 def check_round_trip(state: Any) -> None:
-    """Raise UserError unless a method's state can be saved in a checkpoint and read back.
+    """Raise UserError if a state could not be read again once saved: better known now than after a kill.
 
-    Reading is guided by the annotations of the state's type, which may not be those of what it holds. Without this
-    check that would be found when a run is resumed, and the run would be lost.
+    Reading follows the annotations of the state's type, and these may not be those of what it holds.
     """
+    place = f"method state {type(state).__name__}"
     skeleton, tensors = pack(state)
-    kind = f"the method's state, {_named(type(state))}"
     try:
-        unpack(type(state), skeleton, tensors)
-    except (LookupError, NameError, TypeError, ValueError) as error:
-        raise UserError(f"{kind}, cannot be read back from a checkpoint: {type(error).__name__}: {error}") from error
-    except UserError as error:
-        raise UserError(
-            f"{kind}, cannot be read back from a checkpoint: {error}. A state is a frozen dataclass whose annotations "
-            "say what is in it, such as Mapping[str, Tensor], tuple[float, ...], int or str | None"
-        ) from error
+        unpack(type(state), skeleton, tensors, place)
+    except (LookupError, NameError, TypeError, ValueError) as error:  # what annotations that cannot be followed raise
+        raise UserError(f"{place}: its annotations cannot be followed: {type(error).__name__}: {error}") from error
 
 
 def pack(value: Any, place: str = "") -> tuple[Json, dict[str, Tensor]]:
     """Return the JSON skeleton of a value and its tensors, each named by its place.
 
-    A ``/`` in a key is written ``~1`` in the name and a ``~`` is written ``~0`` (RFC 6901), so that names do not clash.
     Raises UserError naming the place of what cannot be saved.
     """
     tensors: dict[str, Tensor] = {}
@@ -63,7 +56,7 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     if is_dataclass(value):
         return {f.name: _pack(getattr(value, f.name), f"{place}/{f.name}", tensors) for f in fields(value)}
     if isinstance(value, Mapping):
-        return [[_key(key, place), _pack(held, f"{place}/{_escaped(key)}", tensors)] for key, held in value.items()]
+        return [[_key(key, place), _pack(held, f"{place}/{escaped(key)}", tensors)] for key, held in value.items()]
     if isinstance(value, AbstractSet):
         return _pack(_in_order(value, place), place, tensors)
     if isinstance(value, Sequence):
@@ -74,18 +67,14 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Json:
     )
 
 
-def _key(key: Any, place: str) -> Json:
-    if isinstance(key, PLAIN):
+def _key(key: Any, place: str) -> str | int:
+    if isinstance(key, str) or type(key) is int:
         return key
-    if isinstance(key, tuple):
-        return [_key(part, place) for part in key]
-    raise UserError(
-        f"state at {place or 'the top'} has the key {key!r}, a {type(key).__name__}, which cannot be saved. Choices: "
-        "texts, numbers, true and false, and tuples of these"
-    )
+    raise UserError(f"state at {place or 'the top'} has the key {key!r}, which cannot be saved. Choices: text, integer")
 
 
-def _escaped(key: Any) -> str:
+def escaped(key: object) -> str:
+    """Write a key so that no two places of a tree get one name (as in JSON pointers)."""
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
@@ -162,7 +151,7 @@ def _unpack_items(origin: Any, arguments: Any, skeleton: Json, tensors: Mapping[
     if origin is not tuple or arguments[1:] == (Ellipsis,):
         hints = arguments[:1] * len(skeleton)
     if len(hints) != len(skeleton):
-        raise UserError(f"{place}: expected {len(hints)} items, found {len(skeleton)}")
+        raise UserError(f"{place}: expected {len(hints)} values, found {len(skeleton)}")
     items = (
         unpack(hint, held, tensors, f"{place}[{number}]")
         for number, (hint, held) in enumerate(zip(hints, skeleton, strict=True))

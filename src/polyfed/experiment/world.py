@@ -137,6 +137,8 @@ def identity(experiment: Experiment, federation: Federation) -> dict[str, str]:
     """Return what makes a run this run: a checkpoint that differs in any of it belongs to another."""
     parts = {key: experiment.resolved[key] for key in ("seed", "scenario", "model", "method", "select", "train")}
     digests = {key: _digest(value) for key, value in parts.items()}
+    files = [Path(plugin) for plugin in experiment.resolved["plugins"] if plugin.endswith(".py")]
+    digests["plugins"] = _digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     return {**digests, "data": fingerprint(federation.members or federation)}
 
 
