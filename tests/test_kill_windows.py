@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from polyfed.experiment import running
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.running import Run, run
 from tests.worlds import tiny
@@ -96,6 +97,22 @@ def test_a_report_that_is_missing_is_written(tmp_path: Path, whole: Run) -> None
     shutil.copytree(whole.folder, folder)
     (folder / "report.html").unlink()
     assert_whole(folder, whole)
+
+
+def test_no_report_of_fewer_rounds_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = experiment().with_({"rounds": 1, "baseline": None})
+    run(short, tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(short.with_({"rounds": 2}), tmp_path, resume=True)
+    run(short.with_({"rounds": 2}), tmp_path, resume=True)
+    assert (tmp_path / "report.html").read_bytes() != before
 
 
 def test_a_folder_in_which_nothing_was_begun_counts_as_empty(tmp_path: Path, whole: Run) -> None:

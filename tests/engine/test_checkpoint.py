@@ -116,6 +116,26 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypat
     assert saved is not None and saved.round == 3
 
 
+def test_every_name_is_on_the_disk_before_a_checkpoint_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may undo a rename that comes after it, but not leave a checkpoint without its files."""
+    done: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path).as_posix())
+        sync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("renamed")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    Checkpoints(tmp_path / "saved", IDENTITY).write(1, state(1), {0: {"parameters": {"own": torch.ones(1)}}}, {})
+    folders = [name for name in done if not name.endswith((".json", ".safetensors"))]
+    assert folders == [".", "saved/personal", "saved/.draft-000001", "renamed", "saved"]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "summary.json"
     write_atomically(path, b"old")

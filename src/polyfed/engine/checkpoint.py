@@ -62,7 +62,8 @@ class Checkpoints:
         with writing(self.folder):
             try:
                 shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir(parents=True)
+                self._begin()
+                draft.mkdir()
                 files = self._write_personal(round_number, changed, added)
                 self._write_head(draft, round_number, state, files, progress)
                 _sync(draft)
@@ -76,6 +77,11 @@ class Checkpoints:
             _sync(self.folder)
         self._personal_files = files
         self._tidy()
+
+    def _begin(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            _sync(self.folder.parent)  # for itself and the records, whose names would else be lost in a power cut
 
     def _write_personal(
         self, round_number: int, changed: Mapping[ClientId, Groups], added: list[Path]

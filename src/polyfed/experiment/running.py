@@ -106,6 +106,8 @@ def _in_folder(
         baseline = _in_folder(reference, folder / "baseline", resume, _marked(observers)).summary
     outcome = world.loop(folder, observers).run(resume=resume)
     summary = summarise(world, outcome, baseline)
+    with writing(folder):  # a report of fewer rounds must not outlive a kill that comes before the new one
+        (folder / "report.html").unlink(missing_ok=True)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     write_report(folder)
     return Run(summary, folder, world, outcome)
@@ -211,6 +213,7 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{folder}: another polyfed process is running in this folder") from error
+        _check_folder(folder, resume=resume, overwrite=overwrite)  # again: another may have just finished here
         _remove_drafts(folder)
         try:
             yield folder

@@ -139,6 +139,7 @@ def identity(experiment: Experiment, federation: Federation) -> dict[str, str]:
     digests = {key: _digest(value) for key, value in parts.items()}
     files = [Path(plugin) for plugin in experiment.resolved["plugins"] if plugin.endswith(".py")]
     digests["plugins"] = _digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    digests["device"] = device_of(experiment.engine.device).type  # `auto` may mean another one on another machine
     return {**digests, "data": fingerprint(federation.members or federation)}
 
 
