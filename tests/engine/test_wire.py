@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfed.engine.wire import (
-    MalformedMessage,
+    MalformedMessageError,
     decode_order,
     decode_reply,
     encode_order,
@@ -98,13 +98,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("message", HOSTILE.values(), ids=HOSTILE.keys())
 def test_malformed_bytes_are_refused(message: bytes) -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         decode_reply(message)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(message: bytes) -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessageError):
         decode_reply(message)
 
 
@@ -113,5 +113,5 @@ def test_flipping_bytes_of_a_message_never_breaks_the_reader(data: st.DataObject
     message = bytearray(encode_reply(REPLY))
     for place in data.draw(st.lists(st.integers(0, len(message) - 1), min_size=1, max_size=5)):
         message[place] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(MalformedMessage):
+    with contextlib.suppress(MalformedMessageError):
         decode_reply(bytes(message))

@@ -10,7 +10,7 @@ from typing import Any
 from polyfed.engine.records import Recorder
 from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.trainer import Pending, Trainer
-from polyfed.engine.wire import MalformedMessage, decode_reply, order_bytes, reply_bytes
+from polyfed.engine.wire import MalformedMessageError, decode_reply, order_bytes, reply_bytes
 from polyfed.errors import RunError, unknown
 from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Reply, Work
 from polyfed.model.architecture import Tensors
@@ -222,7 +222,7 @@ def opened(delivered: Any) -> tuple[Any, Refusal | None]:
         return delivered, None
     try:
         return decode_reply(delivered), None
-    except MalformedMessage as error:
+    except MalformedMessageError as error:
         return None, Refusal("message", str(error))
 
 

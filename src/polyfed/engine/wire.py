@@ -26,7 +26,7 @@ LARGEST_HEADER = 16 * 2**20
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
-class MalformedMessage(PolyfedError):  # noqa: N818 - names what was received, not an error of ours
+class MalformedMessageError(PolyfedError):
     """Bytes that are not a message."""
 
 
@@ -43,23 +43,23 @@ def encode_order(order: Order) -> bytes:
 
 
 def decode_reply(message: bytes) -> Reply:
-    """Read a reply from bytes that may be hostile; raises ``MalformedMessage``."""
+    """Read a reply from bytes that may be hostile; raises ``MalformedMessageError``."""
     _, groups, numbers = _decode(message, "reply")
     examples = numbers.pop("examples", -1.0)
     if not examples.is_integer() or examples < 0:
-        raise MalformedMessage(f"examples is {examples}, not a count")
+        raise MalformedMessageError(f"examples is {examples}, not a count")
     return Reply(int(examples), groups, numbers)
 
 
 def decode_order(message: bytes) -> Order:
-    """Read an order from bytes that may be hostile; raises ``MalformedMessage``."""
+    """Read an order from bytes that may be hostile; raises ``MalformedMessageError``."""
     head, groups, numbers = _decode(message, "order")
     try:
         active = json.loads(head.get("active", ""))
     except json.JSONDecodeError as error:
-        raise MalformedMessage("the list of active modalities is not JSON") from error
+        raise MalformedMessageError("the list of active modalities is not JSON") from error
     if not isinstance(active, list) or not all(isinstance(name, str) for name in active) or "step" not in head:
-        raise MalformedMessage("an order needs a step and a list of active modalities")
+        raise MalformedMessageError("an order needs a step and a list of active modalities")
     return Order(head["step"], frozenset(active), groups, numbers)
 
 
@@ -73,39 +73,39 @@ def flat(groups: Groups, numbers: Mapping[str, float]) -> dict[str, Tensor]:
 def _decode(message: bytes, kind: str) -> tuple[dict[str, str], dict[str, dict[str, Tensor]], dict[str, float]]:
     head = _head(message)
     if head.get("kind") != kind:
-        raise MalformedMessage(f"expected a message of kind {kind!r}, got {head.get('kind')!r}")
+        raise MalformedMessageError(f"expected a message of kind {kind!r}, got {head.get('kind')!r}")
     try:
         tensors = load(message)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise MalformedMessage(f"not safetensors: {error}") from error
+        raise MalformedMessageError(f"not safetensors: {error}") from error
     groups: dict[str, dict[str, Tensor]] = {}
     numbers: dict[str, float] = {}
     for name, value in tensors.items():
         group, separator, rest = name.partition(":")
         if not separator or not rest:
-            raise MalformedMessage(f"tensor {name!r} has no group")
+            raise MalformedMessageError(f"tensor {name!r} has no group")
         if group != NUMBER:
             groups.setdefault(group, {})[rest] = value
         elif value.dtype == torch.float64 and value.dim() == 0:
             numbers[rest] = float(value)
         else:
-            raise MalformedMessage(f"number {rest!r} is not a float64 scalar")
+            raise MalformedMessageError(f"number {rest!r} is not a float64 scalar")
     return head, groups, numbers
 
 
 def _head(message: bytes) -> dict[str, str]:
     if len(message) < 8:
-        raise MalformedMessage(f"{len(message)} bytes are too few for a message")
+        raise MalformedMessageError(f"{len(message)} bytes are too few for a message")
     (length,) = struct.unpack("<Q", message[:8])
     if length > min(len(message) - 8, LARGEST_HEADER):
-        raise MalformedMessage(f"the header claims {length} bytes; the message has {len(message)}")
+        raise MalformedMessageError(f"the header claims {length} bytes; the message has {len(message)}")
     try:
         head = json.loads(message[8 : 8 + length])
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise MalformedMessage("the header is not JSON") from error
+        raise MalformedMessageError("the header is not JSON") from error
     found = head.get("__metadata__", {}) if isinstance(head, dict) else {}
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise MalformedMessage("the header is not a table of texts")
+        raise MalformedMessageError("the header is not a table of texts")
     return found
 
 
