@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.workloads import Workload, bare_model
+from benchmarks.turns import Turns
+from benchmarks.workloads import LR, Data, Workload
 
-LR = 0.05
 
+class BareLoop:
+    """FedAvg as one would write it by hand. ``state`` holds the global parameters in the model's order."""
 
-def bare_rounds(workload: Workload, inputs: Tensor, labels: Tensor, rounds: int) -> list[float]:
-    """Run FedAvg rounds in a plain loop and return the seconds of each."""
-    model = bare_model(workload)
-    parameters = list(model.parameters())
-    state = [value.detach().clone() for value in parameters]
-    generator = torch.Generator().manual_seed(0)
-    seconds = []
-    for _ in range(rounds):
-        cohort = torch.randperm(workload.clients, generator=generator)[: workload.cohort].tolist()
-        started = time.perf_counter()
-        total = [torch.zeros_like(value) for value in state]
+    def __init__(self, workload: Workload, data: Data) -> None:
+        self.data = data
+        self.batch_size = workload.batch_size
+        self.model = nn.Sequential(*workload.parts().values())
+        self.parameters = list(self.model.parameters())
+        self.state = [value.detach().clone() for value in self.parameters]
+
+    def round(self, cohort: Iterable[int]) -> None:
+        """Train each client of the cohort from the global parameters and average what they reach."""
+        total, clients = [torch.zeros_like(value) for value in self.state], 0
         for client in cohort:
-            train(model, parameters, state, inputs[client], labels[client], workload.batch_size)
+            self.train(*self.data.of(client))
             with torch.no_grad():
-                for summed, value in zip(total, parameters, strict=True):
+                for summed, value in zip(total, self.parameters, strict=True):
                     summed.add_(value)
-        state = [value / len(cohort) for value in total]
-        seconds.append(time.perf_counter() - started)
-    return seconds
+            clients += 1
+        self.state = [value / clients for value in total]
 
-
-def train(
-    model: torch.nn.Module,
-    parameters: list[torch.nn.Parameter],
-    state: list[Tensor],
-    inputs: Tensor,
-    labels: Tensor,
-    batch_size: int,
-) -> None:
-    """Copy the global state in and take the SGD steps of one client."""
-    with torch.no_grad():
-        for value, shared in zip(parameters, state, strict=True):
-            value.copy_(shared)
-    for start in range(0, len(inputs), batch_size):
-        loss = cross_entropy(model(inputs[start : start + batch_size]), labels[start : start + batch_size])
-        for value in parameters:
-            value.grad = None
-        loss.backward()
+    def train(self, inputs: Tensor, labels: Tensor) -> None:
+        """Copy the global parameters in and take the SGD steps of one client, its batches in fixed order."""
         with torch.no_grad():
-            for value in parameters:
-                value.sub_(LR * value.grad)
+            for value, shared in zip(self.parameters, self.state, strict=True):
+                value.copy_(shared)
+        for start in range(0, len(inputs), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            loss = cross_entropy(self.model(inputs[batch]), labels[batch])
+            for value in self.parameters:
+                value.grad = None
+            torch.autograd.backward(loss)
+            with torch.no_grad():
+                for value in self.parameters:
+                    assert value.grad is not None
+                    value.sub_(LR * value.grad)
+
+
+def run(workload: Workload, rounds: int, turns: Turns) -> None:
+    """Run rounds with random cohorts, in turns."""
+    data = workload.data()
+    generator = torch.Generator().manual_seed(0)
+    turns.begin()
+    loop = BareLoop(workload, data)
+    for _ in range(rounds):
+        loop.round(torch.randperm(workload.clients, generator=generator)[: workload.cohort].tolist())
+        turns.round_done()

@@ -2,32 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from benchmarks.workloads import BenchmarkArchitecture, Workload
-from polyfed.engine.loop import Loop, Plan
+from benchmarks.turns import Turns
+from benchmarks.workloads import CLASSES, LR, Data, Workload
+from polyfed.data.columns import Column, IndirectColumn, TensorColumn
+from polyfed.data.dataset import Dataset
+from polyfed.data.samples import Batch, Table
+from polyfed.data.schema import Modality, Task
+from polyfed.engine.loop import Loop, Outcome, Plan
 from polyfed.method.averaging import Averaging, Context
 from polyfed.method.protocol import Recipe
 from polyfed.method.select import uniform
+from polyfed.model.architecture import Outputs
+from polyfed.registry import Chosen
+from polyfed.scenario.build import build
+from polyfed.scenario.federation import Federation
+
+NEVER = 10**9
+"""Rounds between evaluations (or checkpoints) of a run that has none."""
 
 
-def engine_rounds(workload: Workload, inputs: Tensor, labels: Tensor, rounds: int) -> list[float]:
-    """Run FedAvg rounds on the engine and return the seconds of each."""
-    federation = workload.federation(inputs, labels)
-    architecture = BenchmarkArchitecture(workload, federation.modalities, federation.tasks)
-    recipe = Recipe(lr=0.05, batch_size=workload.batch_size)
-    method = Averaging(Context(recipe, architecture.components, uniform(clients=workload.cohort), federation.tasks))
-    seconds: list[float] = []
+def supported(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that this engine's plan has."""
+    known = {field.name for field in dataclasses.fields(Plan)}
+    return {name: value for name, value in settings.items() if name in known}
 
-    def watch(record: Any) -> None:
+
+@dataclass(frozen=True)
+class Execution:
+    """How polyfed runs a workload. ``settings`` are those of the engine that differ from the default."""
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: bool = False
+    device: str = "cpu"
+
+    def plan(self, rounds: int) -> Plan:
+        """Return a plan without evaluation, with a checkpoint every round or none but the last."""
+        every = 1 if self.checkpoints else NEVER
+        return Plan(rounds, seed=0, evaluate_every=NEVER, checkpoint_every=every, **supported(self.settings))
+
+
+def observer(turns: Turns) -> Callable[[Mapping[str, Any]], None]:
+    """Return what tells the turns that a round is done."""
+
+    def watch(record: Mapping[str, Any]) -> None:
         if record["kind"] == "round":
-            seconds.append(record["seconds"])
+            turns.round_done()
 
+    return watch
+
+
+def run(
+    workload: Workload,
+    data: Data,
+    rounds: int,
+    turns: Turns,
+    execution: Execution,
+    seen: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Outcome:
+    """Run FedAvg rounds on the engine, in turns; ``seen`` is shown every record."""
+    federation = federation_of(workload, data)
+    architecture = TwoPartArchitecture(workload, federation.modalities, federation.tasks)
+    recipe = Recipe(lr=LR, batch_size=workload.batch_size)
+    method = Averaging(Context(recipe, architecture.components, uniform(clients=workload.cohort), federation.tasks))
+    observers = [*([seen] if seen else []), observer(turns)]
+    device = torch.device(execution.device)
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(rounds, seed=0, evaluate_every=rounds + 1, checkpoint_every=rounds + 1)
-        Loop(method, federation, architecture, plan, folder=Path(folder), observers=[watch]).run()
-    return seconds
+        plan = execution.plan(rounds)
+        loop = Loop(method, federation, architecture, plan, folder=Path(folder), observers=observers, device=device)
+        return loop.run()
+
+
+def federation_of(workload: Workload, data: Data) -> Federation:
+    """Deal the data to the clients, without validation and test parts."""
+    kind: Literal["vector", "image"] = "vector" if len(workload.shape) == 1 else "image"
+    inputs: Column = TensorColumn(data.inputs)
+    labels: Column = TensorColumn(data.labels)
+    if workload.pool is not None:
+        index = torch.arange(workload.clients * workload.samples) % workload.pool
+        inputs, labels = IndirectColumn(inputs, index), IndirectColumn(labels, index)
+    modality, task = Modality("x", kind, workload.shape), Task("y", "classification", classes=CLASSES)
+    return build(
+        Dataset(workload.name, {"x": modality}, {"y": task}, Table({"x": inputs}, {"y": labels})),
+        clients=workload.clients,
+        partition=Chosen("iid"),
+        modalities=Chosen("all"),
+        tasks=Chosen("all"),
+        validation=0.0,
+        test=0.0,
+        only_tasks=None,
+        seed=0,
+    )
+
+
+class TwoParts(nn.Module):
+    """Encoder and head, called with a batch as the engine does."""
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict({"x": parts["encoder.x"]})
+        self.head = nn.ModuleDict({"y": parts["head.y"]})
+
+    def forward(self, batch: Batch) -> Outputs:
+        features = self.encoder["x"](batch.inputs["x"])
+        return Outputs({"x": features}, features, {"y": self.head["y"](features)})
+
+
+@dataclass(frozen=True)
+class TwoPartArchitecture:
+    """The workload's model for the engine."""
+
+    workload: Workload
+    modalities: Mapping[str, Modality]
+    tasks: Mapping[str, Task]
+
+    def components(self, modalities: Collection[str], tasks: Collection[str]) -> tuple[str, ...]:
+        return ("encoder.x", "head.y")
+
+    def assemble(self, components: Collection[str]) -> nn.Module:
+        return TwoParts(self.workload.parts())
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.assemble(()).named_parameters()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -27,13 +29,11 @@ def killed_at(number: int, work: Callable[[], Any]) -> bool:
     """Do the work in a child process that dies, as by kill -9, before its n-th operation; whether it died."""
     child = os.fork()
     if child == 0:
-        count = 0
+        counter = itertools.count(1)  # of the training and of the thread that writes checkpoints
 
         def dying(operation: Callable[..., Any]) -> Callable[..., Any]:
             def counted(*arguments: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == number:
+                if next(counter) == number:
                     os._exit(9)
                 return operation(*arguments, **options)
 
@@ -63,10 +63,27 @@ def assert_whole(folder: Path, whole: Run) -> None:
     for key in ("digest", "personal_digest", "tasks", "bytes", "rounds"):
         assert done.summary[key] == whole.summary[key], key
     assert names(folder) == names(whole.folder)
+    for run_folder in (folder, folder / "baseline"):
+        assert_tidy(run_folder / "checkpoints")
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    """Return what is there, but for the checkpoints: which rounds have one depends on the disk's speed."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(path.as_posix() for path in found if "checkpoints" not in path.parts[:-1])
+
+
+def assert_tidy(checkpoints: Path) -> None:
+    """The last round has a checkpoint, at most one other is kept, and there is no file that neither refers to."""
+    heads = {path.name: json.loads((path / "state.json").read_bytes()) for path in checkpoints.glob("round-*")}
+    assert max(heads) == "round-000002" and len(heads) <= 2
+    needed = {
+        f"client-{client:06d}-round-{number:06d}.safetensors"
+        for head in heads.values()
+        for client, number, _ in head["personal"]
+    }
+    assert {path.name for path in (checkpoints / "personal").glob("*")} == needed
+    assert {path.name for path in checkpoints.iterdir()} - {"personal"} == set(heads)
 
 
 def test_a_run_killed_anywhere_is_resumed_to_the_same_end(tmp_path: Path, whole: Run) -> None:

@@ -43,6 +43,43 @@ def test_old_checkpoints_are_dropped_and_no_draft_is_left(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["personal", "round-000002", "round-000003"]
 
 
+def personal_files(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".safetensors") for path in (folder / "personal").iterdir())
+
+
+def test_personal_files_live_as_long_as_a_checkpoint_refers_to_them(tmp_path: Path) -> None:
+    """Of two clients, 0 changes every round and 1 only in the first; the two newest checkpoints can be read."""
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    for number in range(1, 6):
+        changing = (0, 1) if number == 1 else (0,)
+        changed = {client: {"parameters": {"own": torch.full((1,), float(number))}} for client in changing}
+        checkpoints.write(number, state(number), changed, {})
+        if number == 3:  # as after a kill: another object goes on
+            checkpoints = Checkpoints(tmp_path, IDENTITY)
+            assert checkpoints.latest(AveragingState) is not None
+    assert personal_files(tmp_path) == [
+        "client-000000-round-000004",
+        "client-000000-round-000005",
+        "client-000001-round-000001",
+    ]
+    for number in (5, 4):
+        saved = Checkpoints(tmp_path, IDENTITY).latest(AveragingState)
+        assert saved is not None and saved.round == number
+        assert float(saved.personal[0]["parameters"]["own"]) == number
+        shutil.rmtree(tmp_path / f"round-{number:06d}")
+
+
+def test_a_round_written_again_after_damage_keeps_its_personal_files(tmp_path: Path) -> None:
+    written(tmp_path)
+    hurt(tmp_path / "round-000003" / "state.safetensors", "flipped")
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    assert checkpoints.latest(AveragingState) is not None
+    for number in (3, 4):
+        checkpoints.write(number, state(number), {number: {"parameters": {"own": torch.ones(1)}}}, {})
+    saved = Checkpoints(tmp_path, IDENTITY).latest(AveragingState)
+    assert saved is not None and set(saved.personal) == {1, 2, 3, 4}
+
+
 def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none", IDENTITY).latest(AveragingState) is None
 
@@ -84,7 +121,7 @@ def test_a_foreign_format_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     path = tmp_path / "round-000003" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="checkpoint format 99; this version reads 1"):
+    with pytest.raises(UserError, match="checkpoint format 99; this version reads 2"):
         Checkpoints(tmp_path, IDENTITY).latest(AveragingState)
 
 
@@ -93,8 +130,7 @@ def test_a_personal_file_outside_the_folder_is_not_read(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "run" / "personal", tmp_path / "outside")
     path = tmp_path / "run" / "round-000003" / "state.json"
     head = json.loads(path.read_text())
-    for _, entry in head["personal"]:
-        entry["file"] = f"../../outside/{entry['file']}"
+    head["personal"] = [[f"../../outside/{client}", *entry] for client, *entry in head["personal"]]
     path.write_text(json.dumps(head))
     shutil.rmtree(tmp_path / "run" / "personal")
     shutil.rmtree(tmp_path / "run" / "round-000002")

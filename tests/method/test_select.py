@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,9 +25,10 @@ from polyfed.method.protocol import (
     join,
     measure,
 )
-from polyfed.method.select import SELECTORS, Cohort, Everyone, Selector
+from polyfed.method.select import SELECTORS, Cohort, Everyone, Selector, uniform
 from polyfed.model.architecture import Tensors
-from polyfed.scenario.federation import Card, Client, Roster
+from polyfed.rng import numpy_generator
+from polyfed.scenario.federation import Card, Cards, Client, Roster
 from tests.worlds import tiny, train
 
 ROSTER = {k: Card(k, f"client {k}", ("audio", "image") if k % 2 else ("image",), ("digit",), 10) for k in range(20)}
@@ -58,6 +60,23 @@ def test_random_draws_so_many_clients_without_replacement_and_anew_each_round() 
 def test_more_clients_per_round_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match=r"select\.clients: 21 clients per round, but the federation has 20"):
         choose(SELECTORS.build("random", {"clients": 21}))
+
+
+def drawn(roster: Roster, number: int) -> list[int]:
+    cohort, _ = drive(uniform(clients=5).choose({}, {}, roster, Clock(0, number, 10)), lambda wanted: None)
+    return list(cohort)
+
+
+def test_a_draw_depends_on_the_order_of_the_roster_alone() -> None:
+    """Numbered clients are not listed to draw some of them; those drawn are the same."""
+    sets = [card.modalities for card in ROSTER.values()]
+    numbered = Cards(sets, [("digit",)] * 20, np.full(20, 10), {})
+    shifted = {k + 100: card for k, card in ROSTER.items()}
+    for number in range(1, 20):
+        generator = numpy_generator(*Clock(0, number, 10).key("select"))
+        expected = generator.choice(np.arange(20), 5, replace=False, shuffle=False)
+        assert drawn(numbered, number) == drawn(ROSTER, number) == sorted(expected.tolist())
+        assert drawn(shifted, number) == [k + 100 for k in drawn(ROSTER, number)]
 
 
 def test_only_the_cohort_is_asked() -> None:

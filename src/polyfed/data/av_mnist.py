@@ -94,6 +94,11 @@ class ProjectedColumn:
     codes: Tensor
     shape: tuple[int, ...]
 
+    @property
+    def resident(self) -> bool:
+        """Made of codes in memory."""
+        return True
+
     def __len__(self) -> int:
         return len(self.codes)
 

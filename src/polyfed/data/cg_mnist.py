@@ -94,6 +94,11 @@ class PaintedColumn:
         """Shape of one image, (channels, 28, 28)."""
         return (len(self.mean), *self.gray.shape[1:])
 
+    @property
+    def resident(self) -> bool:
+        """Painted from images in memory."""
+        return True
+
     def __len__(self) -> int:
         return len(self.gray)
 

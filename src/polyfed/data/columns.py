@@ -18,6 +18,11 @@ class Column(Protocol):
         """Shape of one row."""
         ...
 
+    @property
+    def resident(self) -> bool:
+        """Whether the rows are in memory, so that there is nothing to gain by fetching them ahead."""
+        ...
+
     def __len__(self) -> int: ...
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -36,6 +41,11 @@ class TensorColumn:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
         return tuple(self.values.shape[1:])
+
+    @property
+    def resident(self) -> bool:
+        """In memory."""
+        return True
 
     def __len__(self) -> int:
         return len(self.values)
@@ -58,6 +68,11 @@ class IndirectColumn:
         """Shape of one row."""
         return self.base.shape
 
+    @property
+    def resident(self) -> bool:
+        """As the column pointed into."""
+        return self.base.resident
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -73,6 +88,11 @@ class LoadedColumn:
     load: Callable[[int], Tensor]
     length: int
     shape: tuple[int, ...]
+
+    @property
+    def resident(self) -> bool:
+        """Loaded when asked for."""
+        return False
 
     def __len__(self) -> int:
         return self.length

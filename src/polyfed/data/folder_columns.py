@@ -41,6 +41,11 @@ class ArrayColumn:
         """Shape of one row."""
         return self.expected.shape
 
+    @property
+    def resident(self) -> bool:
+        """Read when asked for."""
+        return False
+
     def __len__(self) -> int:
         return len(self.array)
 

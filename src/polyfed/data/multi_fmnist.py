@@ -87,6 +87,11 @@ class OverlaidColumn:
         """Shape of one picture, (1, 36, 36)."""
         return (1, CANVAS, CANVAS)
 
+    @property
+    def resident(self) -> bool:
+        """Composed of pictures in memory."""
+        return True
+
     def __len__(self) -> int:
         return len(self.first_rows)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from polyfed.data.columns import Column
+from polyfed.data.masks import Masks, joined
 
 
 class Batch(NamedTuple):
@@ -50,11 +51,10 @@ class Table:
 
     def everything(self) -> Samples:
         """Return all rows with all modalities and tasks."""
-        rows = torch.arange(len(self))
-        always = torch.ones(len(self), dtype=torch.bool)
-        present = {name: self.present.get(name, always) for name in self.inputs}
-        labelled = {name: self.labelled.get(name, always) for name in self.targets}
-        return Samples(self, rows, present, labelled)
+        count = len(self)
+        present = Masks.over(self.inputs, count, self.present)
+        labelled = Masks.over(self.targets, count, self.labelled)
+        return Samples(self, torch.arange(count), present, labelled)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Samples:
     labelled: Mapping[str, Tensor]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.rows.shape[0]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -83,32 +83,45 @@ class Samples:
         """Names of the tasks held, sorted."""
         return tuple(sorted(self.labelled))
 
+    @property
+    def resident(self) -> bool:
+        """Whether all columns held are in memory, so that fetching them ahead gains nothing."""
+        columns = [self.table.inputs[name] for name in self.present]
+        columns += [self.table.targets[name] for name in self.labelled]
+        return all(column.resident for column in columns)
+
+    def _present(self) -> Masks:
+        return Masks.of(self.present, len(self))
+
+    def _labelled(self) -> Masks:
+        return Masks.of(self.labelled, len(self))
+
     def take(self, positions: Tensor) -> Samples:
         """Return the samples at these positions (int64)."""
-        return replace(
-            self,
-            rows=self.rows[positions],
-            present={name: mask[positions] for name, mask in self.present.items()},
-            labelled={name: mask[positions] for name, mask in self.labelled.items()},
+        rows = self.rows.index_select(0, positions)
+        return Samples(self.table, rows, self._present().take(positions), self._labelled().take(positions))
+
+    def span(self, start: int, stop: int) -> Samples:
+        """Return consecutive samples; nothing is copied."""
+        return Samples(
+            self.table,
+            self.rows[start:stop],
+            self._present().span(start, stop),
+            self._labelled().span(start, stop),
         )
 
     def only(self, modalities: Iterable[str], tasks: Iterable[str]) -> Samples:
         """Return the same samples with fewer modalities and tasks."""
-        return replace(
-            self,
-            present={name: self.present[name] for name in sorted(modalities)},
-            labelled={name: self.labelled[name] for name in sorted(tasks)},
-        )
+        return Samples(self.table, self.rows, self._present().only(modalities), self._labelled().only(tasks))
 
     def holding(self, modalities: Iterable[str]) -> Samples:
         """Return the samples that have at least one of these modalities."""
-        masks = [self.present[name] for name in modalities if name in self.present]
-        held = torch.stack(masks).any(0) if masks else torch.zeros(len(self), dtype=torch.bool)
-        return self if bool(held.all()) else self.take(torch.nonzero(held).flatten())
+        held = self._present().any(modalities)
+        return self if held is None else self.take(torch.nonzero(held).flatten())
 
     def masked(self, present: Mapping[str, Tensor]) -> Samples:
         """Return the same samples with modalities taken away where the given masks (samples,) are false."""
-        return replace(self, present={name: mask & present.get(name, mask) for name, mask in self.present.items()})
+        return Samples(self.table, self.rows, self._present().minus(present), self.labelled)
 
     def field(self, name: str) -> Tensor:
         """Return an integer field of these samples, (samples,)."""
@@ -120,16 +133,22 @@ class Samples:
 
     def batch(self, positions: Tensor | None = None, modalities: Iterable[str] | None = None) -> Batch:
         """Fetch samples as tensors: those at ``positions`` (default all), with these modalities (default all held)."""
-        chosen = self if positions is None else self.take(positions)
-        names = self.modalities if modalities is None else tuple(sorted(set(modalities) & set(self.present)))
-        rows, table = chosen.rows, self.table
-        present = {name: chosen.present[name] for name in names}
-        return Batch(
-            inputs={name: blank(table.inputs[name].gather(rows), present[name]) for name in names},
-            present=present,
-            targets={name: blank(table.targets[name].gather(rows), mask) for name, mask in chosen.labelled.items()},
-            labelled=dict(chosen.labelled),
-        )
+        present, labelled, rows = self._present(), self._labelled(), self.rows
+        if positions is not None:
+            present, labelled, rows = present.take(positions), labelled.take(positions), rows.index_select(0, positions)
+        wanted = present.names if modalities is None else frozenset(modalities)
+        held = Masks(tuple(name for name in present.names if name in wanted), present.samples, present.gaps)
+        return Batch(*fetched(self.table.inputs, rows, held), *fetched(self.table.targets, rows, labelled))
+
+
+def fetched(columns: Mapping[str, Column], rows: Tensor, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the rows of the columns in ``masks``, zero where the mask is false, and the masks."""
+    values, found = {}, {}
+    for name in masks.names:
+        value, mask = columns[name].gather(rows), masks[name]
+        values[name] = blank(value, mask) if name in masks.gaps else value
+        found[name] = mask
+    return values, found
 
 
 def blank(values: Tensor, mask: Tensor) -> Tensor:
@@ -144,16 +163,9 @@ def concatenate(parts: Sequence[Samples]) -> Samples:
     first = parts[0]
     if any(part.table is not first.table for part in parts):
         raise ValueError("samples of different tables cannot be joined")
-    modalities = sorted({name for part in parts for name in part.present})
-    tasks = sorted({name for part in parts for name in part.labelled})
-
-    def joined(masks: Iterable[Mapping[str, Tensor]], name: str) -> Tensor:
-        never = (torch.zeros(len(part), dtype=torch.bool) for part in parts)
-        return torch.cat([mask.get(name, none) for mask, none in zip(masks, never, strict=True)])
-
     return Samples(
         first.table,
         torch.cat([part.rows for part in parts]),
-        {name: joined([part.present for part in parts], name) for name in modalities},
-        {name: joined([part.labelled for part in parts], name) for name in tasks},
+        joined([Masks.of(part.present, len(part)) for part in parts]),
+        joined([Masks.of(part.labelled, len(part)) for part in parts]),
     )

@@ -51,6 +51,11 @@ class WindowColumn:
         """Shape of one row."""
         return (self.signal.shape[1], self.length)
 
+    @property
+    def resident(self) -> bool:
+        """In memory."""
+        return True
+
     def __len__(self) -> int:
         return len(self.start)
 

@@ -10,26 +10,26 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from polyfed.engine.tensorfile import raw, read_tensors, write_tensors
 from polyfed.engine.tree import pack, unpack
 from polyfed.errors import UserError, writing
 from polyfed.method.protocol import Groups
 from polyfed.scenario.federation import ClientId
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 
 S = TypeVar("S")
+Entry = tuple[int, str]  # of a personal state: the round in which its file was written, and the file's SHA-256
 
 
 @dataclass(frozen=True)
@@ -48,34 +48,38 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder
         self.identity = dict(identity)
-        self._personal_files: dict[ClientId, dict[str, Any]] = {}
+        self._personal: dict[ClientId, Entry] = {}
+        self._superseded: deque[set[Path]] = deque()  # personal files that only older checkpoints need, oldest first
 
     def write(
         self, round_number: int, state: Any, changed: Mapping[ClientId, Groups], progress: Mapping[str, Any]
     ) -> None:
         """Save a round; ``changed`` are the personal states that differ from the last checkpoint.
 
-        Raises UserError where that is impossible (a full disk, say); then the checkpoints before are as they were.
+        Takes the memory of one tensor at most besides what it is given. Raises UserError where saving is impossible (a
+        full disk, say); then the checkpoints before are as they were.
         """
         draft = self.folder / f".draft-{round_number:06d}"
-        added: list[Path] = []
+        begun: set[Path] = set()
         with writing(self.folder):
             try:
                 shutil.rmtree(draft, ignore_errors=True)
                 self._begin()
                 draft.mkdir()
-                files = self._write_personal(round_number, changed, added)
-                self._write_head(draft, round_number, state, files, progress)
+                personal = {**self._personal, **self._write_personal(round_number, changed, begun)}
+                self._write_head(draft, round_number, state, personal, progress)
                 _sync(draft)
                 target = self.folder / _name(round_number)
                 shutil.rmtree(target, ignore_errors=True)
                 draft.rename(target)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
-                _remove(added)
+                _remove(begun)
                 raise
             _sync(self.folder)
-        self._personal_files = files
+        before = {client: self._personal[client] for client in changed if client in self._personal}
+        self._superseded.append(self._files(before) - begun)
+        self._personal = personal
         self._tidy()
 
     def _begin(self) -> None:
@@ -83,38 +87,44 @@ class Checkpoints:
             self.folder.mkdir(parents=True)
             _sync(self.folder.parent)  # for itself and the records, whose names would else be lost in a power cut
 
+    def _file(self, client: ClientId, round_number: int) -> Path:
+        return self.folder / "personal" / f"client-{client:06d}-round-{round_number:06d}.safetensors"
+
+    def _files(self, personal: Mapping[ClientId, Entry]) -> set[Path]:
+        return {self._file(client, round_number) for client, (round_number, _) in personal.items()}
+
     def _write_personal(
-        self, round_number: int, changed: Mapping[ClientId, Groups], added: list[Path]
-    ) -> dict[ClientId, dict[str, Any]]:
-        """Write the personal states that changed and return where all are; ``added`` gets each file as it is begun."""
-        files = dict(self._personal_files)
-        personal = self.folder / "personal"
-        if changed:
-            personal.mkdir(exist_ok=True)
+        self, round_number: int, changed: Mapping[ClientId, Groups], begun: set[Path]
+    ) -> dict[ClientId, Entry]:
+        """Write the personal states that changed and return where they are; ``begun`` gets each file in time."""
+        if not changed:
+            return {}
+        written = {}
+        (self.folder / "personal").mkdir(exist_ok=True)
         for client, groups in changed.items():
-            added.append(personal / f"client-{client:06d}-round-{round_number:06d}.safetensors")
-            skeleton, digest = _write_tensors(added[-1], groups)
-            files[client] = {"file": added[-1].name, "sha256": digest, "skeleton": skeleton}
-        if changed:
-            _sync(personal)
-        return files
+            file = self._file(client, round_number)
+            begun.add(file)
+            skeleton, tensors = pack(groups)
+            written[client] = (round_number, write_tensors(file, tensors, {"skeleton": json.dumps(skeleton)}))
+        _sync(self.folder / "personal")
+        return written
 
     def _write_head(
         self,
         draft: Path,
         round_number: int,
         state: Any,
-        files: Mapping[ClientId, dict[str, Any]],
+        personal: Mapping[ClientId, Entry],
         progress: Mapping[str, Any],
     ) -> None:
-        skeleton, digest = _write_tensors(draft / "state.safetensors", state)
+        skeleton, tensors = pack(state)
         head = {
             "format": FORMAT,
             "round": round_number,
             "identity": self.identity,
             "state": skeleton,
-            "sha256": digest,
-            "personal": [[client, entry] for client, entry in sorted(files.items())],
+            "sha256": write_tensors(draft / "state.safetensors", tensors, {}),
+            "personal": [[client, *entry] for client, entry in sorted(personal.items())],
             "progress": dict(progress),
         }
         _write(draft / "state.json", json.dumps(head).encode())
@@ -125,13 +135,13 @@ class Checkpoints:
         A damaged one is passed over for the one before it; all damaged, or one of another run, is an error.
         """
         problems = []
-        for path in sorted(self.folder.glob("round-*"), reverse=True):
+        for path in reversed(self._rounds()):
             try:
                 saved = self._read(path, state_type)
             except DamagedCheckpointError as error:
                 problems.append(str(error))
             else:
-                self._tidy()  # a kill may have come between a checkpoint and its tidying
+                self._tidy_after_kill(path)
                 return saved
         if problems:
             raise UserError(f"{self.folder}: no usable checkpoint. {'; '.join(problems)}")
@@ -155,33 +165,41 @@ class Checkpoints:
             ) from error
 
     def _unpacked(self, head: Mapping[str, Any], path: Path, state_type: type[S]) -> Saved[S]:
-        state = unpack(state_type, head["state"], _read_tensors(path / "state.safetensors", head["sha256"]), str(path))
-        entries = {int(client): entry for client, entry in head["personal"]}
-        personal = {
-            client: unpack(
-                Groups,
-                entry["skeleton"],
-                _read_tensors(self.folder / "personal" / Path(entry["file"]).name, entry["sha256"]),
-                f"{path}: client {client}",
-            )
-            for client, entry in entries.items()
-        }
-        self._personal_files = entries
+        tensors, _ = _read_tensors(path / "state.safetensors", head["sha256"])
+        state = unpack(state_type, head["state"], tensors, str(path))
+        entries = _entries(head)
+        personal = {client: self._read_personal(client, entry, path) for client, entry in entries.items()}
+        self._personal = entries
         return Saved(int(head["round"]), state, personal, dict(head["progress"]))
 
+    def _read_personal(self, client: ClientId, entry: Entry, path: Path) -> Groups:
+        round_number, digest = entry
+        tensors, metadata = _read_tensors(self._file(client, round_number), digest)
+        groups: Groups = unpack(Groups, json.loads(metadata["skeleton"]), tensors, f"{path}: client {client}")
+        return groups
+
     def _tidy(self) -> None:
-        """Drop checkpoints but the newest, and personal files that none of these refers to."""
-        kept = sorted(self.folder.glob("round-*"))[-KEEP:]
-        for path in [*self.folder.glob("round-*"), *self.folder.glob(".draft-*")]:
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-        needed = {entry["file"] for entry in self._personal_files.values()}
-        for path in kept[:-1]:
-            with suppress(DamagedCheckpointError, KeyError, TypeError):
-                needed |= {entry["file"] for _, entry in _read_head(path / "state.json")["personal"]}
-        for path in (self.folder / "personal").glob("*.safetensors"):
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
+        """Drop all checkpoints but the newest, and the personal files that only those needed."""
+        for path in self._rounds()[:-KEEP]:
+            shutil.rmtree(path, ignore_errors=True)
+        while len(self._superseded) >= KEEP:
+            _remove(self._superseded.popleft())
+
+    def _tidy_after_kill(self, newest: Path) -> None:
+        """Drop what a kill has left lying about, and find the personal files that only older checkpoints need."""
+        self._tidy()
+        for path in self.folder.glob(".draft-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        current, older = self._files(self._personal), set()
+        for path in self._rounds():
+            if path < newest:
+                with suppress(DamagedCheckpointError, LookupError, TypeError, ValueError):
+                    older |= self._files(_entries(_read_head(path / "state.json")))
+        _remove(set((self.folder / "personal").glob("*.safetensors")) - current - older)
+        self._superseded.append(older - current)
+
+    def _rounds(self) -> list[Path]:
+        return sorted(self.folder.glob("round-*"))
 
 
 class DamagedCheckpointError(UserError):
@@ -192,9 +210,9 @@ def digest_of(parameters: Mapping[str, Tensor]) -> str:
     """SHA-256 over tensors by sorted name: name, dtype, shape and bytes of each."""
     total = hashlib.sha256()
     for name in sorted(parameters):
-        value = parameters[name].detach().cpu().contiguous()
+        value = parameters[name]
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(raw(value))
     return total.hexdigest()
 
 
@@ -213,19 +231,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _name(round_number: int) -> str:
     return f"round-{round_number:06d}"
-
-
-def _write_tensors(path: Path, value: Any) -> tuple[Any, str]:
-    skeleton, tensors = pack(value)
-    seen: set[int] = set()
-    whole = {}
-    for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
-        whole[name] = held.clone() if held.data_ptr() in seen else held
-        seen.add(held.data_ptr())
-    content = save(whole)
-    _write(path, content)
-    return skeleton, hashlib.sha256(content).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -260,14 +265,15 @@ def _read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+def _entries(head: Mapping[str, Any]) -> dict[ClientId, Entry]:
+    return {int(client): (int(round_number), str(digest)) for client, round_number, digest in head["personal"]}
+
+
+def _read_tensors(path: Path, digest: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one recorded")
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f"{path} is not safetensors: {error}") from error
+    return read_tensors(content)

@@ -45,14 +45,20 @@ def evaluate(
 ) -> Iterator[Evaluation]:
     """Evaluate all clients in ascending id. Nothing that training uses is changed or drawn from."""
     for client in federation.clients():
-        parameters = parameters_of(client.card)
-        for split in splits:
-            samples = samples_of(client, split)
-            if len(samples):
-                sums = tally(trainer, client.card, parameters, samples, federation.tasks)
-                metrics = {task: found for task, held in sums.items() if (found := finish(held))}
-                examples = {task: int(max(count for _, count in sums[task].values())) for task in metrics}
-                yield Evaluation(client.card.id, split, examples, metrics)
+        yield from evaluate_client(client, trainer, parameters_of(client.card), federation.tasks, splits)
+
+
+def evaluate_client(
+    client: Client, trainer: Trainer, parameters: Tensors, tasks: Mapping[str, Task], splits: Sequence[str] = SPLITS
+) -> Iterator[Evaluation]:
+    """Evaluate one client's model on each of its splits that has samples."""
+    for split in splits:
+        samples = samples_of(client, split)
+        if len(samples):
+            sums = tally(trainer, client.card, parameters, samples, tasks)
+            metrics = {task: found for task, held in sums.items() if (found := finish(held))}
+            examples = {task: int(max(count for _, count in sums[task].values())) for task in metrics}
+            yield Evaluation(client.card.id, split, examples, metrics)
 
 
 def samples_of(client: Client, split: str) -> Samples:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from polyfed.engine.background import Background
+from polyfed.engine.batching import Rule
 from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
 from polyfed.engine.drive import drive
-from polyfed.engine.evaluate import Evaluation, evaluate, score
+from polyfed.engine.evaluate import Evaluation, score
 from polyfed.engine.records import Observer, Recorder
+from polyfed.engine.saving import Save
 from polyfed.engine.screen import DIVERGED
 from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
-from polyfed.engine.trainer import Trainer
+from polyfed.engine.steps import Alone, Crew, jobs_of
+from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
 from polyfed.errors import RunError, UserError
 from polyfed.method.protocol import Clock, Method, join
 from polyfed.model.architecture import Architecture, Tensors
-from polyfed.scenario.federation import Card, Federation
+from polyfed.scenario.federation import ClientId, Federation
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Plan:
     target: float | None = None
     patience: int | None = None
     screening: Screening = field(default_factory=Screening)
+    rule: Rule = field(default_factory=Rule)
+    precision: Precision = "float32"
+    workers: int = 1
 
 
 @dataclass
@@ -57,6 +65,10 @@ class Progress:
     refused: list[dict[str, Any]] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     records_length: int = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what is to be saved of this moment; ``best`` and ``latest`` are replaced as a whole, never changed."""
+        return {**vars(self), "refused": list(self.refused), "bytes": dict(self.bytes)}
 
     @classmethod
     def of(cls, saved: Saved[Any]) -> Progress:
@@ -110,12 +122,13 @@ class Loop:
         self.architecture = architecture
         self.federation = with_components(federation, architecture)
         self.judged = with_components(federation.members or federation, architecture)
-        self.trainer = Trainer(architecture, device)
+        self.trainer = Trainer(architecture, device, plan.rule, plan.precision)
         self.observers = tuple(observers)
         self.deliver = deliver
         self.records = None if folder is None else folder / "records.jsonl"
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity or {})
         self._mark = 0.0
+        self._background = Background(Save.write, Save.replaced_by)
 
     def run(self, *, resume: bool = False) -> Outcome:
         """Train to the end of the plan, from the last checkpoint if asked to."""
@@ -128,27 +141,29 @@ class Loop:
         progress = Progress() if saved is None else Progress.of(saved)
         recorder = Recorder(self.records, self.observers, at=progress.records_length)
         self._mark = time.perf_counter()
-        try:
-            simulator = self._simulator(initial, recorder, saved, progress)
+        with recorder, self._background, closing(self._crew()) as crew:
+            simulator = self._simulator(initial, crew, recorder, saved, progress)
             if saved is None:
                 self._evaluate(state, simulator, progress, recorder)
                 self._save(state, simulator, progress, recorder)
             while progress.round < self.plan.rounds and progress.stopped is None:
                 state = self._round(state, simulator, progress, recorder)
             self._clock_in(progress)
-            recorder.flush()
-        finally:
-            recorder.close()
         return Outcome(state, dict(simulator.personal.held), progress)
 
+    def _crew(self) -> Crew:
+        """Return who does the work."""
+        return Alone(self.method, self.federation, self.judged, self.trainer)
+
     def _simulator(
-        self, initial: Tensors, recorder: Recorder, saved: Saved[Any] | None, progress: Progress
+        self, initial: Tensors, crew: Crew, recorder: Recorder, saved: Saved[Any] | None, progress: Progress
     ) -> Simulator:
         personal = PersonalStates({} if saved is None else dict(saved.personal))
         simulator = Simulator(
             self.method,
             self.federation,
-            self.trainer,
+            crew,
+            lambda clients: jobs_of(clients, self.federation.cards, self.trainer),
             recorder,
             self.plan.screening,
             initial,
@@ -184,6 +199,7 @@ class Loop:
                 "replied": [client for client in cohort if client not in refused],
                 "seconds": round(seconds, 6),
                 "bytes": {way: progress.bytes[way] - before[way] for way in progress.bytes},
+                "fits": simulator.take_paths(),
             }
         )
         if number % self.plan.checkpoint_every == 0 or number == self.plan.rounds or progress.stopped:
@@ -191,12 +207,12 @@ class Loop:
         return state
 
     def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
-        def parameters_of(card: Card) -> Tensors:
-            trained = self.federation.cards[0 if self.federation.members else card.id]
+        def parameters_of(client: ClientId) -> Tensors:
+            trained = self.federation.cards[0 if self.federation.members else client]
             personal = simulator.personal_of(trained.id).get("parameters", {})
             return join(self.method.deploy(state, trained), personal, client=trained.id)
 
-        found = list(evaluate(self.judged, self.trainer, parameters_of))
+        found = list(simulator.crew.evaluate(sorted(self.judged.cards), parameters_of))
         check_finite(found, progress.round)
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
@@ -225,11 +241,13 @@ class Loop:
         progress.seconds, self._mark = progress.seconds + now - self._mark, now
 
     def _save(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        """Have the checkpoint of this moment written beside the training: states are never changed once handed over."""
         if self.checkpoints is None:
             return
         self._clock_in(progress)
         progress.records_length = recorder.flush()
-        self.checkpoints.write(progress.round, state, simulator.personal.take_changed(), vars(progress))
+        changed, snapshot = simulator.personal.take_changed(), progress.snapshot()
+        self._background.give(Save(self.checkpoints, recorder, progress.round, state, changed, snapshot))
 
 
 def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
@@ -246,12 +264,4 @@ def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
 
 def with_components(federation: Federation, architecture: Architecture) -> Federation:
     """Write the component names of each client's model on its card."""
-    known: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
-
-    def named(card: Card) -> Card:
-        key = (card.modalities, card.tasks)
-        if key not in known:
-            known[key] = architecture.components(*key)
-        return replace(card, components=known[key])
-
-    return federation.with_cards({client: named(card) for client, card in federation.cards.items()})
+    return federation.with_cards(federation.cards.with_components(architecture.components))

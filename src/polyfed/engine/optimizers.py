@@ -25,6 +25,10 @@ class Optimizer(Protocol):
         """Take one step; gradients come in the order of the parameters."""
         ...
 
+    def narrow(self, count: int) -> None:
+        """Go on with the first ``count`` rows of every parameter: of stacked clients, those with steps left."""
+        ...
+
 
 def optimizer(recipe: Recipe, parameters: Sequence[Tensor]) -> Optimizer:
     """Return a fresh optimiser for these parameters."""
@@ -55,6 +59,11 @@ class SGD:
             slopes = [self._remember(place, slope) for place, slope in zip(places, slopes, strict=True)]
         torch._foreach_add_(moving, slopes, alpha=-recipe.lr)
 
+    def narrow(self, count: int) -> None:
+        """Go on with the first rows."""
+        self._parameters = [parameter[:count] for parameter in self._parameters]
+        self._momentum = {place: held[:count] for place, held in self._momentum.items()}
+
     def _remember(self, place: int, slope: Tensor) -> Tensor:
         held = self._momentum.get(place)
         if held is None:
@@ -78,6 +87,11 @@ class Adam:
         """Take one step."""
         for place, parameter, slope in zip(*with_gradient(self._parameters, gradients), strict=True):
             self._move(place, parameter, slope)
+
+    def narrow(self, count: int) -> None:
+        """Go on with the first rows."""
+        self._parameters = [parameter[:count] for parameter in self._parameters]
+        self._moments = {place: (one[:count], other[:count]) for place, (one, other) in self._moments.items()}
 
     def _move(self, place: int, parameter: Tensor, slope: Tensor) -> None:
         recipe = self._recipe
@@ -115,3 +129,14 @@ def clip(gradients: Sequence[Tensor | None], norm: float) -> None:
         return
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present)))
     torch._foreach_mul_(present, (norm / (total + 1e-6)).clamp(max=1.0))
+
+
+def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> None:
+    """Scale stacked gradients (clients, *shape) in place, each client's to a joint norm of at most ``norm``."""
+    present = [slope for slope in gradients if slope is not None]
+    if not present:
+        return
+    norms = torch.stack([torch.linalg.vector_norm(slope.flatten(1), dim=1) for slope in present])
+    scale = (norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for slope in present:
+        slope.mul_(scale.view(-1, *[1] * (slope.dim() - 1)))

@@ -6,7 +6,7 @@ Weights of convolutions lie channels-last, in which PyTorch's CPU convolutions a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,16 @@ class Resident:
             self._loaded = [(value, value._version) for value in given]
         self.values.copy_(self._last)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return copies of the current parameters, by name, on the CPU."""
-        return self.views(self.values.to("cpu", copy=True))
+    def train_only(self, names: Collection[str]) -> None:
+        """Compute gradients of these parameters only."""
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad != (name in names):
+                parameter.requires_grad_(name in names)
+
+    def snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return copies of the current values of these parameters, on the CPU."""
+        held = self.views(self.values.to("cpu", copy=True))
+        return {name: held[name] for name in names}
 
     def segments(self, flat: Tensor, names: Iterable[str]) -> list[Tensor]:
         """Return the stretches of a flat buffer that these parameters fill; neighbours are one stretch."""

@@ -1,18 +1,18 @@
-"""The simulator: holds a method's exchanges with clients that live in this process."""
+"""The simulator: holds a method's exchanges with clients that live on this machine."""
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from polyfed.engine.records import Recorder
 from polyfed.engine.screen import Refusal, countable, screen, screen_own
-from polyfed.engine.trainer import Pending, Trainer
+from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
 from polyfed.engine.wire import MalformedMessageError, decode_reply, order_bytes, reply_bytes
-from polyfed.errors import RunError, unknown
-from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Reply, Work
+from polyfed.errors import RunError
+from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import ClientId, Federation
 
@@ -56,18 +56,8 @@ class PersonalStates:
         return changed
 
 
-@dataclass
-class Answer:
-    """What came of one client's step."""
-
-    client: ClientId
-    reply: Any
-    personal: Groups
-    seconds: float
-
-
 class Simulator:
-    """Runs client steps, screens and counts their replies, and feeds them to the method in ascending client id.
+    """Has client steps run, screens and counts their replies, and feeds them to the method in ascending client id.
 
     ``deliver`` stands for the network: it may hand on a reply, its bytes, damage either, or lose it (None).
     """
@@ -76,7 +66,8 @@ class Simulator:
         self,
         method: Method[Any],
         federation: Federation,
-        trainer: Trainer,
+        crew: Crew,
+        arrange: Callable[[Sequence[ClientId]], Jobs],
         recorder: Recorder,
         screening: Screening,
         initial: Tensors,
@@ -85,7 +76,8 @@ class Simulator:
     ) -> None:
         self.method = method
         self.federation = federation
-        self.trainer = trainer
+        self.crew = crew
+        self.arrange = arrange
         self.recorder = recorder
         self.screening = screening
         self.initial = initial
@@ -93,12 +85,18 @@ class Simulator:
         self.deliver = deliver
         self.refused: list[dict[str, Any]] = []
         self.bytes = {"up": 0, "down": 0}
+        self.paths: Counter[str] = Counter()
 
     def personal_of(self, client: ClientId) -> Groups:
         """Return a client's personal groups; a client never asked before gets its first ones from the method."""
         if client in self.personal.held:
             return self.personal.held[client]
         return self.method.enrol(self.initial, self.federation.cards[client])
+
+    def take_paths(self) -> dict[str, int]:
+        """Return how many fits were done in which way since this was last asked."""
+        paths, self.paths = dict(sorted(self.paths.items())), Counter()
+        return paths
 
     def exchanger(self, clock: Clock) -> Callable[[Ask], Any]:
         """Return what holds the exchanges of one round."""
@@ -115,8 +113,7 @@ class Simulator:
         sound: dict[ClientId, Reply] = {}
         accepted, refused_before = 0, len(self.refused)
         for answer in self._answers(wanted.orders, clock, number):
-            order = wanted.orders[answer.client]
-            reply = self._received(answer, order, clock, number)
+            reply = self._received(answer, wanted.orders[answer.client], clock, number)
             if reply is None:
                 continue
             accepted += 1
@@ -132,44 +129,21 @@ class Simulator:
             )
         return wanted.reducer.finish() if isinstance(wanted, Fold) else sound
 
-    def _answers(self, orders: Any, clock: Clock, number: int) -> Iterator[Answer]:
-        """Run the steps of all ordered clients, ``trainer.width`` at a time, in ascending client id."""
-        clients = sorted(orders)
-        for start in range(0, len(clients), self.trainer.width):
-            group = clients[start : start + self.trainer.width]
-            yield from self._advance([(client, orders[client]) for client in group], clock, number)
+    def _answers(self, orders: Orders, clock: Clock, number: int) -> Iterator[Answer]:
+        """Have the steps of all ordered clients run; answers come in ascending client id."""
 
-    def _advance(self, group: Sequence[tuple[ClientId, Order]], clock: Clock, number: int) -> list[Answer]:
-        started = time.perf_counter()
-        works = {client: self._begin(client, order, clock) for client, order in group}
-        pending: dict[ClientId, Pending] = {}
-        finished: dict[ClientId, tuple[Any, Groups]] = {}
-        counts = dict.fromkeys(works, 0)
+        def assign(client: ClientId) -> Assignment:
+            return Assignment(client, orders[client], self.personal_of(client))
 
-        def resume(client: ClientId, answer: Any) -> None:
-            try:
-                request = works[client].send(answer)
-            except StopIteration as end:
-                finished[client] = end.value
-            else:
-                key = clock.key(f"exchange {number} request {counts[client]}", client)
-                pending[client] = Pending(self.federation.cards[client], request, key)
-                counts[client] += 1
-
-        for client in works:
-            resume(client, None)
-        while pending:
-            waiting, answers = list(pending), self.trainer.answer(list(pending.values()))
-            pending.clear()
-            for client, answer in zip(waiting, answers, strict=True):
-                resume(client, answer)
-        seconds = (time.perf_counter() - started) / len(works)
-        return [Answer(client, *finished[client], seconds) for client in works]
-
-    def _begin(self, client: ClientId, order: Order, clock: Clock) -> Work:
-        if order.step not in self.method.steps:
-            raise unknown("step", order.step, self.method.steps, place=f"client {client}")
-        return self.method.steps[order.step](order, self.personal_of(client), self.federation.client(client), clock)
+        waiting: dict[ClientId, Answer] = {}
+        left = iter(sorted(orders))
+        following = next(left, None)
+        for done in self.crew.train(self.arrange(list(orders)), assign, clock, number):
+            self.paths.update(done.paths)
+            waiting |= {answer.client: answer for answer in done.answers}
+            while following in waiting:
+                yield waiting.pop(following)
+                following = next(left, None)
 
     def _received(self, answer: Answer, order: Order, clock: Clock, number: int) -> Reply | None:
         """Screen, count and record one reply; None if it is lost or refused."""

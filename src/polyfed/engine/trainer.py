@@ -1,23 +1,33 @@
-"""The in-process trainer: answers clients' requests one by one on resident models."""
+"""The in-process trainer: answers clients' requests on resident models, one by one or stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from polyfed.data.prefetch import ahead
 from polyfed.data.samples import Batch, Samples
-from polyfed.engine.optimizers import Optimizer, clip, optimizer
+from polyfed.engine.batching import Rule, Trial, signature, trial
+from polyfed.engine.descent import Descent
+from polyfed.engine.logged import LoggedMeans
+from polyfed.engine.minibatches import StackedBatches, batches, epoch_orders, steps_of
 from polyfed.engine.resident import Resident
-from polyfed.method.protocol import Fit, Fitted, Measure, Recipe, Request
+from polyfed.engine.stacked import fit_stacked
+from polyfed.method.protocol import Fit, Fitted, Measure, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
-from polyfed.model.losses import Logged, Share
-from polyfed.rng import Key, seeded, torch_generator
+from polyfed.rng import Key, seeded
 from polyfed.scenario.federation import Card
 
 MEASURE_BATCH = 256
+STACKED = "stacked"
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -29,27 +39,60 @@ class Pending:
     key: tuple[Key, ...]
 
 
+@dataclass(frozen=True)
+class PendingFit:
+    """A fit waiting for its turn."""
+
+    card: Card
+    request: Fit
+    key: tuple[Key, ...]
+
+    @property
+    def steps(self) -> int:
+        """Return the number of optimiser steps it takes."""
+        recipe = self.request.recipe
+        return steps_of(len(self.request.data), recipe.epochs, recipe.batch_size)
+
+
 class Trainer:
     """Trains and measures on one device. Models are built once per set of components and reused.
 
-    ``width`` is how many requests the trainer likes to be handed at once; this one works through them singly.
+    ``rule`` tells which fits are stacked; ``paths`` counts the fits by how they were done, and why. With ``precision``
+    bfloat16 models compute in mixed precision (torch's autocast) on float32 parameters.
     """
 
-    width = 1
-
-    def __init__(self, architecture: Architecture, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        device: torch.device | None = None,
+        rule: Rule | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         self.architecture = architecture
         self.device = device or torch.device("cpu")
+        self.rule = rule or Rule()
+        self.precision = precision
+        self.paths: Counter[str] = Counter()
         self._models: dict[tuple[str, ...], Resident] = {}
+        self._trials: dict[Hashable, Trial] = {}
+
+    def width(self, card: Card) -> int:
+        """Return how many clients with such a model to hand over at once."""
+        return self.rule.width(self.model(self.components(card, frozenset(card.modalities))))
 
     def answer(self, pending: Sequence[Pending]) -> list[Fitted | dict[str, float]]:
         """Answer requests, in their order."""
-        return [
-            self.fit(one.card, one.request, one.key)
-            if isinstance(one.request, Fit)
-            else self.measure(one.card, one.request)
-            for one in pending
-        ]
+        answers: dict[int, Fitted | dict[str, float]] = {}
+        groups: dict[Hashable, dict[int, PendingFit]] = {}
+        for place, one in enumerate(pending):
+            if isinstance(one.request, Fit):
+                key = signature(self.components(one.card, one.request.active), one.request)
+                groups.setdefault(key, {})[place] = PendingFit(one.card, one.request, one.key)
+            else:
+                answers[place] = self.measure(one.card, one.request)
+        for key, group in groups.items():
+            answers.update(zip(group, self._fit_group(key, list(group.values())), strict=True))
+        return [answers[place] for place in range(len(pending))]
 
     def model(self, components: tuple[str, ...]) -> Resident:
         """Return the resident model of these components."""
@@ -63,24 +106,69 @@ class Trainer:
         called = self.architecture.components(active & set(card.modalities), card.tasks)
         return tuple(name for name in called if name in card.components)
 
+    # ------------------------------------------------------------------------------------------ training
+
+    def _fit_group(self, key: Hashable, group: Sequence[PendingFit]) -> list[Fitted]:
+        """Train clients whose fits have a signature in common."""
+        first = group[0]
+        components = self.components(first.card, first.request.active)
+        model = self.model(components)
+        moving = self._moving(model, components, first.request)
+        obstacle, tried = self._obstacle(key, model, group)
+        if obstacle is not None or not moving:
+            self.paths[f"one by one: {obstacle or 'nothing to train'}"] += len(group)
+            return [self.fit(one.card, one.request, one.key) for one in group]
+        self.paths[STACKED] += len(group)
+        at_once = self.rule.clients(model, first.request.recipe, tried.sample_bytes)
+        order = sorted(range(len(group)), key=lambda place: -group[place].steps)
+        fitted: dict[int, Fitted] = {}
+        for start in range(0, len(order), at_once):
+            places = order[start : start + at_once]
+            fitted.update(zip(places, self._fit_stack(model, moving, [group[place] for place in places]), strict=True))
+        return [fitted[place] for place in range(len(group))]
+
+    def _obstacle(self, key: Hashable, model: Resident, group: Sequence[PendingFit]) -> tuple[str | None, Trial]:
+        """Return why a group is not stacked, None if it is."""
+        untried = Trial(None)
+        against = self.rule.against(model)
+        if against is not None:
+            return against, untried
+        if len(group) == 1:
+            return "no other client has the same model, objective and kinds of samples", untried
+        if not all(len(one.request.data) for one in group):
+            return "a client without samples", untried
+        if key not in self._trials:
+            self._trials[key] = trial(self.architecture, model, group[0].request)
+        return self._trials[key].obstacle, self._trials[key]
+
+    def _fit_stack(self, model: Resident, moving: list[str], group: Sequence[PendingFit]) -> list[Fitted]:
+        requests = [one.request for one in group]
+        recipe, active = requests[0].recipe, requests[0].active
+        orders = [epoch_orders(len(one.request.data), recipe.epochs, recipe.batch_size, one.key) for one in group]
+        data = StackedBatches([request.data for request in requests], orders, recipe.batch_size, active)
+        set_mode(model, training=True)
+        with self._computing():
+            return fit_stacked(model, moving, requests, data, self.device)
+
     def fit(self, card: Card, request: Fit, key: tuple[Key, ...]) -> Fitted:
-        """Train as asked. The result depends on the request and the key alone."""
+        """Train one client as asked. The result depends on the request and the key alone."""
         components = self.components(card, request.active)
         model = self.model(components)
         model.load(request.start)
-        moving = []
-        for name, parameter in model.parameters.items():
-            moves = request.trains is None or component_of(name, components) in request.trains
-            parameter.requires_grad_(moves)
-            if moves:
-                moving.append(name)
+        moving = self._moving(model, components, request)
         if not moving:
             return Fitted(request.start, 0, {})
+        model.train_only(moving)
         set_mode(model, training=True)
-        with seeded(*key, "module", device=self.device):
+        with seeded(*key, "module", device=self.device), self._computing():
             steps, numbers = self._descend(model, moving, request, key)
-        trained = model.snapshot()
-        return Fitted({name: trained.get(name, value) for name, value in request.start.items()}, steps, numbers)
+        return Fitted({**request.start, **model.snapshot(moving)}, steps, numbers)
+
+    def _moving(self, model: Resident, components: tuple[str, ...], request: Fit) -> list[str]:
+        """Name the parameters that a fit moves."""
+        if request.trains is None:
+            return list(model.parameters)
+        return [name for name in model.parameters if component_of(name, components) in request.trains]
 
     def _descend(
         self, model: Resident, moving: list[str], request: Fit, key: tuple[Key, ...]
@@ -89,8 +177,8 @@ class Trainer:
         descent = Descent(model, moving, recipe)
         logged = LoggedMeans()
         steps = 0
-        for positions in batches(len(request.data), recipe.epochs, recipe.batch_size, key):
-            batch = self.batch(request.data, positions, request.active)
+        parts = batches(len(request.data), recipe.epochs, recipe.batch_size, key)
+        for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
             loss, scalars = request.objective(model, batch, extra)
             descent.step(loss)
             logged.add({"loss": loss, **scalars}, len(positions))
@@ -105,10 +193,14 @@ class Trainer:
         set_mode(model, training=False)
         extra = self._moved(request.extra)
         logged = LoggedMeans()
-        for positions in torch.split(torch.arange(len(request.data)), MEASURE_BATCH):
-            loss, scalars = request.objective(model, self.batch(request.data, positions, request.active), extra)
+        parts = torch.split(torch.arange(len(request.data)), MEASURE_BATCH)
+        for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
+            with self._computing():
+                loss, scalars = request.objective(model, batch, extra)
             logged.add({"loss": loss, **scalars}, len(positions))
         return logged.means()
+
+    # ------------------------------------------------------------------------------------------ samples and device
 
     def batch(self, data: Samples, positions: Tensor, active: frozenset[str]) -> Batch:
         """Fetch samples onto the device."""
@@ -117,87 +209,25 @@ class Trainer:
             return batch
         return Batch(*({name: value.to(self.device) for name, value in part.items()} for part in batch))
 
+    def _batches(self, data: Samples, parts: Sequence[Tensor], active: frozenset[str]) -> Iterable[Batch]:
+        """Fetch batches; those that come from a disk are fetched while the one before is in use."""
+        if data.resident:
+            return (self.batch(data, positions, active) for positions in parts)
+        return ahead(lambda positions: self.batch(data, positions, active), parts)
+
     def _moved(self, groups: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]]:
         return {
             group: {name: value.to(self.device) for name, value in tensors.items()} for group, tensors in groups.items()
         }
 
-
-class Descent:
-    """Optimiser steps of one fit.
-
-    A parameter that the first loss does not reach has no gradient and must not move, whatever weight decay or momentum
-    say; then every parameter is stepped by itself. Otherwise (the usual case) all are stepped as flat stretches, and
-    where a later loss does not reach a parameter its gradient counts as zero.
-    """
-
-    def __init__(self, model: Resident, moving: list[str], recipe: Recipe) -> None:
-        self._model = model
-        self._recipe = recipe
-        self._parameters = [model.parameters[name] for name in moving]
-        self._names = moving
-        self._slopes: list[Tensor] | None = None
-        self._rule: Optimizer | None = None
-
-    def step(self, loss: Tensor) -> None:
-        """Move the parameters by the gradient of a loss."""
-        gradients = self._gradients(loss)
-        assert self._rule is not None
-        if self._recipe.clip_norm is not None:
-            clip(gradients, self._recipe.clip_norm)
-        with torch.no_grad():
-            self._rule.step(gradients)
-
-    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
-        if self._slopes is not None:
-            for slope in self._slopes:
-                slope.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return self._slopes
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
-        if self._rule is None:
-            self._begin(found)
-        return found if self._slopes is None else self._slopes
-
-    def _begin(self, found: Sequence[Tensor | None]) -> None:
-        if any(slope is None for slope in found):
-            self._rule = optimizer(self._recipe, [parameter.data for parameter in self._parameters])
-            return
-        self._slopes = self._model.segments(self._model.slopes, self._names)
-        self._rule = optimizer(self._recipe, self._model.segments(self._model.values, self._names))
-        for parameter, slope in zip(self._parameters, found, strict=True):
-            assert parameter.grad is not None and slope is not None
-            parameter.grad.copy_(slope)
+    def _computing(self) -> AbstractContextManager[object]:
+        """Return the context in which models compute."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
 def set_mode(model: Resident, *, training: bool) -> None:
     """Put a module into training or evaluation mode, if it is not there yet."""
     if model.module.training != training:
         model.module.train(training)
-
-
-class LoggedMeans:
-    """Means of what objectives log, kept as tensors until the end so that no step waits for the device."""
-
-    def __init__(self) -> None:
-        self._shares: dict[str, Share] = {}
-
-    def add(self, logged: Logged, samples: int) -> None:
-        """Take in what was logged for one batch."""
-        for name, value in logged.items():
-            share = value if isinstance(value, Share) else Share(value.detach() * samples, torch.tensor(samples))
-            held = self._shares.get(name)
-            if held is not None:
-                share = Share(held.total + share.total, held.samples + share.samples)
-            self._shares[name] = share
-
-    def means(self) -> dict[str, float]:
-        """Return the means; a name of which no sample counted has none."""
-        return {name: float(held.total) / int(held.samples) for name, held in self._shares.items() if int(held.samples)}
-
-
-def batches(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> list[Tensor]:
-    """Return positions of every mini-batch: a new permutation per epoch, whose last batch may be smaller."""
-    generator = torch_generator(*key, "batches")
-    at_once = min(size, count)  # torch cannot count as far as a user can
-    return [part for _ in range(epochs) for part in torch.split(torch.randperm(count, generator=generator), at_once)]

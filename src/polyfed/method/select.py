@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-import numpy as np
 from pydantic import Field
 
 from polyfed.errors import UserError
@@ -14,7 +13,7 @@ from polyfed.method.protocol import ClientStep, Clock, Conversation, Groups
 from polyfed.model.architecture import Tensors
 from polyfed.registry import Registry
 from polyfed.rng import numpy_generator
-from polyfed.scenario.federation import ClientId, Roster
+from polyfed.scenario.federation import Cards, ClientId, Roster
 
 Cohort = Mapping[ClientId, frozenset[str]]
 """The chosen clients and the modalities each is to use."""
@@ -73,9 +72,10 @@ class Uniform(Everyone):
         yield from ()
         if self.clients > len(roster):
             raise UserError(f"select.clients: {self.clients} clients per round, but the federation has {len(roster)}")
-        ids = np.fromiter(roster, dtype=np.int64, count=len(roster))
-        drawn = numpy_generator(*clock.key("select")).choice(ids, self.clients, replace=False, shuffle=False)
-        return {client: frozenset(roster[client].modalities) for client in sorted(drawn.tolist())}, memory
+        places = numpy_generator(*clock.key("select")).choice(len(roster), self.clients, replace=False, shuffle=False)
+        ids = roster.ids if isinstance(roster, Cards) else list(roster)
+        drawn = sorted(ids[place] for place in places.tolist())
+        return {client: frozenset(roster[client].modalities) for client in drawn}, memory
 
 
 def everyone() -> Selector:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,5 +63,5 @@ def total_loss(tasks: Mapping[str, Task], outputs: Outputs, batch: Batch) -> tup
         values = sample_losses(tasks[name], outputs.predictions[name], batch.targets[name], labelled)
         losses.append(masked_mean(values, labelled))
         logged[f"loss.{name}"] = Share(keep(values, labelled).sum().detach(), labelled.sum())
-    # The fused vector's empty sum keeps a graph where there is no task at all.
-    return sum(losses, start=outputs.fused.flatten()[:0].sum()), logged
+    # Without any task, the fused vector's empty sum keeps a graph.
+    return reduce(torch.add, losses) if losses else outputs.fused.flatten()[:0].sum(), logged

@@ -14,13 +14,13 @@ from polyfed.errors import UserError, unknown
 from polyfed.registry import Chosen
 from polyfed.rng import numpy_generator
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
-from polyfed.scenario.federation import Card, Federation
+from polyfed.scenario.federation import Cards, Federation, Split
 from polyfed.scenario.holdings import Holdings, Names, nobody_holds, sets_of, table_of
 from polyfed.scenario.labels import check_targets, strata
 from polyfed.scenario.official_test import deal_test, task_sets
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
 from polyfed.scenario.split import cut
-from polyfed.scenario.store import Store
+from polyfed.scenario.store import Rows, Store, Thinning
 from polyfed.scenario.usable import usable_of
 
 
@@ -62,14 +62,17 @@ def build(
     splitter = Splitter(dataset, pool, used, modality_sets, task_names, seed)
     kept, tested, test_pool = splitter.test(usable, test, str(partition.options.get("field", "")))
     validating = splitter.cut(kept, validation, "validation")
+    splits: dict[Split, Rows] = {
+        "train": Rows.of(pool, kept.where(~validating)),
+        "validation": Rows.of(pool, kept.where(validating)),
+        "test": Rows.of(test_pool, tested),
+    }
+    store = Store(splits, None if held.skew is None else Thinning(held.skew, validating))
     names = client_names(pool, dealt, partition, dataset.field_labels)
-    examples = (kept.sizes - np.bincount(kept.owner[validating], minlength=count)).tolist()
-    cards = {k: Card(k, names[k], modality_sets[k], task_names[k], examples[k]) for k in range(count)}
-    store = Store(cards, pool, kept, validating, test_pool, tested, held.skew)
     return Federation(
         {name: modality for name, modality in dataset.modalities.items() if name in pool.present},
         used,
-        cards,
+        Cards(modality_sets, task_names, np.diff(splits["train"].offsets), names),
         store.load,
     )
 
@@ -169,20 +172,19 @@ def check_held(kind: str, names: Sequence[str], sets: Sequence[Names]) -> None:
 
 def client_names(
     pool: Samples, parts: Parts, partition: Chosen, field_labels: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Name the clients: "client 3", or "subject 7" or "speaker george" where a client is one group of a field."""
-    names = [f"client {k}" for k in range(parts.clients)]
+) -> dict[int, str]:
+    """Name the clients that are one group of a field: "subject 7" or "speaker george"."""
     field = partition.options.get("field")
     if field is None:
-        return names
+        return {}
     values = pool.field(str(field)).numpy()[parts.positions]
     lowest = np.minimum.reduceat(values, parts.offsets[:-1])
     highest = np.maximum.reduceat(values, parts.offsets[:-1])
     labels = field_labels.get(str(field))
-    return [
-        f"{field} {low if labels is None else labels[low]}" if low == high else name
-        for low, high, name in zip(lowest, highest, names, strict=True)
-    ]
+    return {
+        client: f"{field} {lowest[client] if labels is None else labels[lowest[client]]}"
+        for client in np.flatnonzero(lowest == highest).tolist()
+    }
 
 
 class Splitter:
@@ -213,6 +215,8 @@ class Splitter:
 
     def cut(self, parts: Parts, fraction: float, purpose: str) -> BoolArray:
         """Choose a share of each client's samples, (samples,)."""
+        if fraction == 0:
+            return np.zeros(len(parts.positions), dtype=bool)
         generator = numpy_generator(self.seed, "split", purpose)
         unit = self.dataset.unit
         units = None if unit is None else self.pool.field(unit).numpy()[parts.positions]

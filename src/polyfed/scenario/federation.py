@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
 
 from polyfed.data.samples import Samples, concatenate
 from polyfed.data.schema import Modality, Task
+from polyfed.scenario.holdings import Names
+from polyfed.scenario.parts import IntArray
 
 ClientId = int
+Split = Literal["train", "validation", "test"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Card:
     """What the server may know of a client.
 
@@ -20,10 +27,10 @@ class Card:
 
     id: ClientId
     name: str
-    modalities: tuple[str, ...]
-    tasks: tuple[str, ...]
+    modalities: Names
+    tasks: Names
     examples: int
-    components: tuple[str, ...] = ()
+    components: Names = ()
 
     @property
     def group(self) -> str:
@@ -34,50 +41,151 @@ class Card:
 Roster = Mapping[ClientId, Card]
 
 
-@dataclass(frozen=True)
-class Client:
-    """A card and its private train, validation and test samples."""
+class Cards(Mapping[ClientId, Card]):
+    """The cards of clients 0, 1, ..., each made when it is first asked for.
 
-    card: Card
-    train: Samples
-    validation: Samples
-    test: Samples
+    ``modalities``, ``tasks`` and ``examples`` have an entry per client; ``names`` name those clients that are not just
+    "client 3".
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Names],
+        tasks: Sequence[Names],
+        examples: IntArray,
+        names: Mapping[ClientId, str],
+    ) -> None:
+        self.ids = range(len(examples))
+        self._modalities, self._tasks, self._examples, self._names = modalities, tasks, examples, names
+        self._kinds = tuple(dict.fromkeys(zip(modalities, tasks, strict=True)))
+        self._components: Mapping[tuple[Names, Names], Names] = {}
+        self._made: dict[ClientId, Card] = {}
+
+    def __getitem__(self, client: ClientId) -> Card:
+        card = self._made.get(client)
+        if card is None:
+            card = self._made[client] = self._card(client)
+        return card
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self.ids
+
+    def _card(self, client: ClientId) -> Card:
+        if client not in self.ids:
+            raise KeyError(client)
+        modalities, tasks = self._modalities[client], self._tasks[client]
+        return Card(
+            client,
+            self._names.get(client) or f"client {client}",
+            modalities,
+            tasks,
+            self._examples.item(client),
+            self._components.get((modalities, tasks), ()),
+        )
+
+    def with_components(self, components: Callable[[Names, Names], Names]) -> Cards:
+        """Return the cards with the components that a client with such modalities and tasks has."""
+        cards = copy(self)
+        cards._components = {kind: components(*kind) for kind in self._kinds}
+        cards._made = {}
+        return cards
+
+
+class Client:
+    """A card and the client's private train, validation and test samples, each made when it is first asked for.
+
+    ``make`` makes the samples of one split.
+    """
+
+    __slots__ = ("_made", "_make", "card")
+
+    def __init__(self, card: Card, make: Callable[[Card, Split], Samples]) -> None:
+        self.card = card
+        self._make = make
+        self._made: dict[Split, Samples] = {}
+
+    @staticmethod
+    def of(card: Card, train: Samples, validation: Samples, test: Samples) -> Client:
+        """Return a client of samples that are there already."""
+        return Ready({"train": train, "validation": validation, "test": test}).load(card)
+
+    @property
+    def train(self) -> Samples:
+        """What the client trains on."""
+        return self.samples("train")
+
+    @property
+    def validation(self) -> Samples:
+        """What choices between models are made on."""
+        return self.samples("validation")
+
+    @property
+    def test(self) -> Samples:
+        """What the final model is judged on."""
+        return self.samples("test")
+
+    def samples(self, split: Split) -> Samples:
+        """Return the samples of one split."""
+        found = self._made.get(split)
+        if found is None:
+            found = self._made[split] = self._make(self.card, split)
+        return found
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Samples by split that are there already, whatever the card."""
+
+    splits: Mapping[Split, Samples]
+
+    def load(self, card: Card) -> Client:
+        """Return a client with these samples."""
+        return Client(card, self.samples)
+
+    def samples(self, card: Card, split: Split) -> Samples:
+        """Return the samples of one split."""
+        return self.splits[split]
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Modalities, tasks and clients. ``load`` makes a client when it is asked for, so that many cost little.
+    """Modalities, tasks and clients. ``load`` makes a client of its card when it is asked for, so many cost little.
 
     After ``pooled``, ``members`` are the clients whose data the pooled model is judged on.
     """
 
     modalities: Mapping[str, Modality]
     tasks: Mapping[str, Task]
-    cards: Roster
-    load: Callable[[ClientId], Client]
+    cards: Cards
+    load: Callable[[Card], Client]
     members: Federation | None = None
 
     def client(self, client: ClientId) -> Client:
         """Return one client with its samples."""
-        return self.load(client)
+        return self.load(self.cards[client])
 
     def clients(self) -> Iterator[Client]:
         """Iterate over the clients in ascending id."""
-        return (self.load(client) for client in sorted(self.cards))
+        return map(self.client, self.cards.ids)
 
-    def with_cards(self, cards: Roster) -> Federation:
+    def with_cards(self, cards: Cards) -> Federation:
         """Return the federation with other cards (the model adds component names)."""
-        return replace(self, cards=cards, load=lambda k: replace(self.load(k), card=cards[k]))
+        return replace(self, cards=cards)
 
     def pooled(self) -> Federation:
         """Return one client that holds everybody's samples: the centralized reference.
 
         Samples keep the masks of who held what; the clients stay known as ``members``, on which the model is judged.
         """
-        clients = list(self.clients())
-        train = concatenate([client.train for client in clients])
-        validation = concatenate([client.validation for client in clients])
-        test = concatenate([client.test for client in clients])
-        card = Card(0, "all clients together", train.modalities, train.tasks, len(train))
-        pool = Client(card, train, validation, test)
-        return Federation(self.modalities, self.tasks, {0: card}, lambda _: pool, members=self)
+        splits: dict[Split, Samples] = {
+            split: concatenate([client.samples(split) for client in self.clients()]) for split in get_args(Split)
+        }
+        train = splits["train"]
+        cards = Cards([train.modalities], [train.tasks], np.array([len(train)]), {0: "all clients together"})
+        return Federation(self.modalities, self.tasks, cards, Ready(splits).load, members=self)

@@ -5,48 +5,82 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
 from polyfed.data.samples import Samples
-from polyfed.scenario.federation import Card, Client, ClientId, Federation
-from polyfed.scenario.holdings import Skew
-from polyfed.scenario.parts import BoolArray, Parts
+from polyfed.scenario.federation import Card, Client, Federation, Split
+from polyfed.scenario.holdings import Names, Skew
+from polyfed.scenario.parts import BoolArray, IntArray, Parts
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of all clients in one split, client after client, so that a client's are a slice.
+
+    Client k has ``samples`` from ``offsets[k]`` up to ``offsets[k + 1]``.
+    """
+
+    samples: Samples
+    offsets: IntArray
+    _kinds: dict[tuple[Names, Names], Samples] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(pool: Samples, parts: Parts) -> Rows:
+        """Take each client's part of a pool."""
+        return Rows(pool.take(torch.from_numpy(parts.positions)), parts.offsets)
+
+    def size(self, client: int) -> int:
+        """Count a client's samples."""
+        return self.offsets.item(client + 1) - self.offsets.item(client)
+
+    def held_by(self, card: Card) -> Samples:
+        """Return a client's samples with its modalities and tasks."""
+        kind = (card.modalities, card.tasks)
+        samples = self._kinds.get(kind)
+        if samples is None:
+            samples = self._kinds[kind] = self.samples.only(*kind)
+        return samples.span(self.offsets.item(card.id), self.offsets.item(card.id + 1))
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Takes modalities away from single samples that clients keep for training and validation.
+
+    ``validating`` (samples,) tells which of the kept samples, client after client, are for validation.
+    """
+
+    skew: Skew
+    validating: BoolArray
+
+    def of(self, card: Card, split: Split, start: int, count: int) -> dict[str, Tensor]:
+        """Return the masks of a client's samples of one split; the client keeps ``count`` from ``start`` on."""
+        chosen = self.validating[start : start + count] == (split == "validation")
+        masks = self.skew.masks(card.id, card.modalities, count)
+        return {name: torch.from_numpy(mask[chosen]) for name, mask in masks.items()}
 
 
 @dataclass(frozen=True)
 class Store:
-    """Samples of all clients: ``kept`` for training and validation (``validating`` says which), ``tested`` for testing.
+    """Samples of all clients by split. A thinning does not concern test samples: a client is tested on all it holds."""
 
-    ``kept`` are positions in ``pool``, ``tested`` in ``test_pool``. The sample skew applies to what is kept only: a
-    client is tested on all modalities it holds.
-    """
+    splits: Mapping[Split, Rows]
+    thinning: Thinning | None = None
 
-    cards: Mapping[ClientId, Card]
-    pool: Samples
-    kept: Parts
-    validating: BoolArray
-    test_pool: Samples
-    tested: Parts
-    skew: Skew | None
+    def load(self, card: Card) -> Client:
+        """Return a client, whose samples are made when they are asked for."""
+        return Client(card, self.samples)
 
-    def load(self, client: ClientId) -> Client:
-        """Make a client's samples."""
-        card = self.cards[client]
-        kept = chosen(self.pool, self.kept, card)
-        if self.skew is not None:
-            masks = self.skew.masks(client, card.modalities, len(kept))
-            kept = thinned(kept, {name: torch.from_numpy(mask) for name, mask in masks.items()})
-        validating = torch.from_numpy(self.validating[self.kept.span(client)])
-        train, validation = (kept.take(torch.nonzero(flags).flatten()) for flags in (~validating, validating))
-        return Client(card, train, validation, chosen(self.test_pool, self.tested, card))
-
-
-def chosen(pool: Samples, parts: Parts, card: Card) -> Samples:
-    """Return a client's samples with its modalities and tasks."""
-    return pool.only(card.modalities, card.tasks).take(torch.from_numpy(parts.of(card.id)))
+    def samples(self, card: Card, split: Split) -> Samples:
+        """Make a client's samples of one split."""
+        found = self.splits[split].held_by(card)
+        if self.thinning is None or split == "test":
+            return found
+        kept = (self.splits["train"], self.splits["validation"])
+        start = sum(rows.offsets.item(card.id) for rows in kept)
+        return thinned(found, self.thinning.of(card, split, start, sum(rows.size(card.id) for rows in kept)))
 
 
 def thinned(samples: Samples, masks: Mapping[str, Tensor]) -> Samples:

@@ -1,0 +1,136 @@
+"""Which fits are trained together: a rule on configuration, model and device, never on measured time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from polyfed.data.samples import Batch
+from polyfed.engine.resident import Resident
+from polyfed.engine.stacked import Mapped
+from polyfed.method.protocol import Fit, Recipe
+from polyfed.model.architecture import Architecture
+
+Batching = Literal["auto", "on", "off"]
+
+LARGEST_ON_CPU = 20_000
+"""Parameters of a model up to which stacking pays on a CPU, where matrix products of more are fast one by one."""
+
+STATES: Mapping[str, int] = {"sgd": 1, "adam": 2, "adamw": 2}
+"""Tensors that an optimiser may keep per parameter."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``batching`` as configured; ``memory`` (bytes) bounds what a stack of clients takes."""
+
+    batching: Batching = "auto"
+    memory: int = 512 * 2**20
+
+    def against(self, model: Resident) -> str | None:
+        """Return why clients with this model are trained one by one, None if they may be stacked."""
+        if self.batching == "off":
+            return "engine.batching is off"
+        if self.batching == "on" or model.values.device.type != "cpu":
+            return None
+        if any(parameter.dim() > 2 for parameter in model.parameters.values()):
+            return "convolutions are faster one by one on a CPU"
+        if len(model.values) > LARGEST_ON_CPU:
+            return f"a model of more than {LARGEST_ON_CPU} parameters is faster one by one on a CPU"
+        return None
+
+    def clients(self, model: Resident, recipe: Recipe, sample_bytes: int) -> int:
+        """Return how many clients fit into the memory at once; ``sample_bytes`` is what training keeps of a sample."""
+        copies = 3 + STATES[recipe.optimizer]  # start, current, gradient, and the optimiser's
+        each = copies * model.values.nbytes + recipe.batch_size * sample_bytes
+        return max(1, self.memory // each)
+
+    def width(self, model: Resident) -> int:
+        """Return how many clients to gather before training: as many as fit, counting parameters only."""
+        if self.against(model) is not None:
+            return 1
+        return max(1, self.memory // (6 * model.values.nbytes))
+
+
+def signature(components: tuple[str, ...], request: Fit) -> Hashable:
+    """Return what fits must have in common to be stacked: all but values, samples and seeds."""
+    data, objective = request.data, request.objective
+    return (
+        components,
+        objective if isinstance(objective, Hashable) else id(objective),
+        request.recipe,
+        request.trains,
+        tuple(request.start),
+        tuple((group, tuple(held)) for group, held in request.extra.items()),
+        id(data.table),
+        tuple(name for name in data.modalities if name in request.active),
+        data.tasks,
+    )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial on blank samples tells: why an objective cannot be stacked (None: it can), bytes kept per sample."""
+
+    obstacle: str | None
+    sample_bytes: int = 0
+
+
+CLIENTS = SAMPLES = 2
+
+
+def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
+    """Map the objective over two clients with two blank samples each.
+
+    It fails where the objective or the model draws random numbers (clients would share them) or branches on values.
+    """
+    device = model.values.device
+    names = [name for name in request.data.modalities if name in request.active]
+    batch = blank_batch(architecture, names, request.data.tasks, device)
+    moving = {
+        name: value.detach().expand(CLIENTS, *value.shape).contiguous() for name, value in model.parameters.items()
+    }
+    extra: dict[str, dict[str, Tensor]] = {
+        group: {name: value.to(device) for name, value in held.items()} for group, held in request.extra.items()
+    }
+    axes: dict[str, Any] = {"fixed": {}, "extra": {group: dict.fromkeys(held) for group, held in extra.items()}}
+    mapped = Mapped(model, request.objective, {}, extra, axes)
+    kept = 0
+
+    def weigh(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.nbytes
+        return value
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(weigh, lambda value: value):
+            losses, _ = mapped({name: value.requires_grad_() for name, value in moving.items()}, batch, CLIENTS)
+            torch.autograd.grad(losses.sum(), list(moving.values()), allow_unused=True)
+    except Exception as error:  # whatever an objective, perhaps the user's own, does that cannot be mapped
+        reason = str(error).split("\n", 1)[0].strip().rstrip(".")
+        return Trial(f"the objective cannot be stacked: {type(error).__name__}: {reason[:200]}")
+    parameters = CLIENTS * model.values.nbytes
+    return Trial(None, max(0, kept - parameters) // (CLIENTS * SAMPLES))
+
+
+def blank_batch(
+    architecture: Architecture, modalities: list[str], tasks: tuple[str, ...], device: torch.device
+) -> Batch:
+    """Return stacked samples of zeros (clients, samples, *shape), all present and labelled."""
+    shape = (CLIENTS, SAMPLES)
+    here = torch.ones(shape, dtype=torch.bool, device=device)
+    inputs, targets = {}, {}
+    for name in modalities:
+        modality = architecture.modalities[name]
+        dtype = torch.int64 if modality.kind == "tokens" else torch.float32
+        inputs[name] = torch.zeros(*shape, *modality.shape, dtype=dtype, device=device)
+    for name in tasks:
+        task = architecture.tasks[name]
+        classes = task.kind == "classification"
+        dtype = torch.int64 if classes else torch.float32
+        targets[name] = torch.zeros(*shape, *(() if classes else task.shape), dtype=dtype, device=device)
+    return Batch(inputs, dict.fromkeys(modalities, here), targets, dict.fromkeys(tasks, here))

@@ -1,0 +1,54 @@
+"""Means of what objectives log, kept as tensors until the end so that no step waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyfed.model.losses import Logged, Share
+
+
+class LoggedMeans:
+    """Means over the batches of one client."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, Share] = {}
+
+    def add(self, logged: Logged, samples: int) -> None:
+        """Take in what was logged for one batch."""
+        for name, value in logged.items():
+            share = value if isinstance(value, Share) else Share(value.detach() * samples, torch.tensor(samples))
+            held = self._shares.get(name)
+            if held is not None:
+                share = Share(held.total + share.total, held.samples + share.samples)
+            self._shares[name] = share
+
+    def means(self) -> dict[str, float]:
+        """Return the means; a name of which no sample counted has none."""
+        return {name: float(held.total) / int(held.samples) for name, held in self._shares.items() if int(held.samples)}
+
+
+class StackedMeans:
+    """Means over the batches of ``clients`` stacked clients."""
+
+    def __init__(self, clients: int) -> None:
+        self._clients = clients
+        self._shares: dict[str, Share] = {}
+
+    def add(self, logged: Logged, sizes: Tensor) -> None:
+        """Take in what was logged for one batch of the first clients; values and ``sizes`` are (clients,)."""
+        for name, value in logged.items():
+            share = value if isinstance(value, Share) else Share(value.detach() * sizes, sizes)
+            held = self._shares.get(name)
+            if held is None:
+                held = self._shares[name] = Share(*(part.new_zeros(self._clients) for part in share))
+            for total, part in zip(held, share, strict=True):
+                total[: len(sizes)] += part
+
+    def means(self) -> list[dict[str, float]]:
+        """Return each client's means; a name of which no sample counted has none."""
+        lists = {name: (held.total.tolist(), held.samples.tolist()) for name, held in self._shares.items()}
+        return [
+            {name: totals[client] / samples[client] for name, (totals, samples) in lists.items() if samples[client]}
+            for client in range(self._clients)
+        ]
