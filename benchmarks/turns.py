@@ -60,6 +60,8 @@ class Turns:
 
 
 def no_turns(rounds: int) -> tuple[Turns, list[float]]:
-    """Return turns that let all rounds run at once, and the list that receives their seconds."""
+    """Return turns that let all rounds run at once, their clock running, and the list that receives their seconds."""
     seconds: list[float] = []
-    return Turns(iter([rounds]), seconds.extend), seconds
+    turns = Turns(iter([rounds]), seconds.extend)
+    turns.begin()
+    return turns, seconds

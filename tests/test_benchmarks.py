@@ -134,7 +134,7 @@ def measured() -> dict[str, Any]:
     """Return values as the measurements return them."""
     points = [{"x": x, "seconds": SPREAD, "ratio": SPREAD, "memory": 2e8} for x in (10, 100)]
     rows = [measured_row(label) for label in ("bare loop", "default", "one worker, one thread")]
-    curves = dict.fromkeys(tables.SCALING_TITLES, {"series": {"bare loop": points, "default": points}})
+    curves = {key: {"series": {"bare loop": points, "default": points}} for key in tables.SCALING_TITLES}
     return {
         "machine": measure.machine(2),
         "workloads": [

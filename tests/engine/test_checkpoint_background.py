@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from polyfed.engine.background import NAME
 from polyfed.engine.checkpoint import Checkpoints
 from polyfed.engine.loop import Loop
 from polyfed.errors import UserError
@@ -37,21 +38,23 @@ def test_a_slow_disk_costs_checkpoints_but_each_is_of_one_moment(
         assert last_round.wait(60)
         seen.append((number, progress))
         write(self, number, state, changed, progress)
-        shutil.copytree(tmp_path, tmp_path.parent / f"at-{number}")
+        shutil.copytree(folder, tmp_path / f"at-{number}")
 
     def watch(record: Mapping[str, Any]) -> None:
         if record["kind"] == "round" and record["round"] == 4:
             last_round.set()
 
-    monkeypatch.setattr(Checkpoints, "write", slow)
-    experiment = tiny(rounds=4, method__name="local")
-    whole = build_world(experiment).loop(tmp_path, [watch], deliver=lost).run()
+    experiment, folder = tiny(rounds=4, method__name="local"), tmp_path / "run"
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "write", slow)
+        whole = build_world(experiment).loop(folder, [watch], deliver=lost).run()
     assert [(number, progress["round"], len(progress["refused"])) for number, progress in seen] in (
         [(0, 0, 0), (3, 3, 3), (4, 4, 3)],
         [(0, 0, 0), (4, 4, 3)],
     )
     for number, _ in seen:
-        resumed = train(experiment, tmp_path.parent / f"at-{number}", resume=True, deliver=lost)
+        resumed = train(experiment, tmp_path / f"at-{number}", resume=True, deliver=lost)
         assert (resumed.personal_digest, resumed.digest) == (whole.personal_digest, whole.digest)
         assert resumed.progress.refused == whole.progress.refused
         assert resumed.progress.bytes == whole.progress.bytes
@@ -76,7 +79,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_clear_error_and_it_can_be_resu
         patched.setattr(os, "fsync", filling)
         with pytest.raises(UserError, match="the disk is full; what was saved before is intact"):
             train(experiment, tmp_path)
-    assert threading.active_count() == 1
+    assert NAME not in {thread.name for thread in threading.enumerate()}
     assert train(experiment, tmp_path, resume=True).personal_digest == train(experiment).personal_digest
 
 
@@ -93,7 +96,7 @@ def test_an_interrupted_run_still_finishes_the_checkpoints_it_was_given(
         patched.setattr(Loop, "_save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(), tmp_path)
-    assert threading.active_count() == 1
+    assert NAME not in {thread.name for thread in threading.enumerate()}
     assert max(path.name for path in (tmp_path / "checkpoints").glob("round-*")) == "round-000001"
     assert not list((tmp_path / "checkpoints").glob(".draft-*"))
     assert train(tiny(), tmp_path, resume=True).digest == train(tiny()).digest

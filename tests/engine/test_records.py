@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyfed.engine.records import BUFFERED, Recorder, encoded, refuse_constants
@@ -18,6 +18,7 @@ FINITE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 TREES = st.recursive(FINITE, lambda held: st.lists(held) | st.dictionaries(st.text(), held), max_leaves=20)
 
 
+@settings(max_examples=50)
 @given(record=st.dictionaries(st.text(), TREES))
 def test_a_line_says_what_the_record_said(record: dict[str, Any]) -> None:
     """Also with the letters of NaN in a text, and with texts that are not Unicode."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 from torch import Tensor
@@ -27,6 +27,7 @@ def tensors(draw: st.DrawFn) -> dict[str, Tensor]:
     return found
 
 
+@settings(max_examples=50)
 @given(held=tensors(), metadata=st.dictionaries(st.text("aé", max_size=3), st.text("b\n", max_size=3), max_size=2))
 def test_safetensors_reads_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, held: dict[str, Tensor], metadata: dict[str, str]

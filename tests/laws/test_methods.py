@@ -16,7 +16,7 @@ from polyfed.engine import wire
 from polyfed.engine.checkpoint import digest_of
 from polyfed.engine.evaluate import evaluate
 from polyfed.engine.loop import Outcome
-from polyfed.engine.simulator import Simulator
+from polyfed.engine.steps import Alone, Assignment
 from polyfed.engine.tree import pack
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import build_world
@@ -80,13 +80,13 @@ def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, monkeypat
 def watch_orders(monkeypatch: pytest.MonkeyPatch) -> dict[int, Order]:
     """Keep the latest order of every client."""
     orders: dict[int, Order] = {}
-    begin = Simulator._begin
+    begin = Alone._begin
 
-    def noted(self: Simulator, client: int, order: Order, clock: Any) -> Any:
-        orders[client] = order
-        return begin(self, client, order, clock)
+    def noted(self: Alone, one: Assignment, clock: Any) -> Any:
+        orders[one.client] = one.order
+        return begin(self, one, clock)
 
-    monkeypatch.setattr(Simulator, "_begin", noted)
+    monkeypatch.setattr(Alone, "_begin", noted)
     return orders
 
 
@@ -310,13 +310,13 @@ def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: 
 @every_method
 def test_a_client_does_not_change_what_it_was_sent(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Order, str]] = []
-    begin = Simulator._begin
+    begin = Alone._begin
 
-    def noted(self: Simulator, client: int, order: Order, clock: Any) -> Any:
-        seen.append((order, digest_of(pack(order.tensors)[1])))
-        return begin(self, client, order, clock)
+    def noted(self: Alone, one: Assignment, clock: Any) -> Any:
+        seen.append((one.order, digest_of(pack(one.order.tensors)[1])))
+        return begin(self, one, clock)
 
-    monkeypatch.setattr(Simulator, "_begin", noted)
+    monkeypatch.setattr(Alone, "_begin", noted)
     train(experiment_of(method, rounds=1))
     assert seen
     assert all(digest_of(pack(order.tensors)[1]) == digest for order, digest in seen)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
+NAME = "polyfed background"  # of the thread
+
 Job = TypeVar("Job")
 
 
@@ -34,7 +36,7 @@ class Background(Generic[Job]):
             self._waiting = job if self._waiting is None else self._merge(self._waiting, job)
             if self._thread is None:
                 # Not a daemon: these are killed at exit wherever they are, and this one always comes to its end.
-                self._thread = threading.Thread(target=self._run, name="polyfed background", daemon=False)
+                self._thread = threading.Thread(target=self._run, name=NAME, daemon=False)
                 self._thread.start()
 
     def __enter__(self) -> Background[Job]:

@@ -35,7 +35,8 @@ class Plan:
     """How long to train, how often to evaluate and save, and when to stop early.
 
     ``target``: stop when the score (see ``score``) reaches it; ``patience``: stop after so many evaluations without a
-    better score. Both judge validation samples, or test samples where there are no others.
+    better score. Both judge validation samples, or test samples where there are no others. ``rule`` tells which clients
+    are trained stacked, ``workers`` how many processes train (None: one per core where that pays).
     """
 
     rounds: int
@@ -47,7 +48,7 @@ class Plan:
     screening: Screening = field(default_factory=Screening)
     rule: Rule = field(default_factory=Rule)
     precision: Precision = "float32"
-    workers: int = 1
+    workers: int | None = 1
 
 
 @dataclass

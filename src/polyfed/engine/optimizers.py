@@ -136,7 +136,7 @@ def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> None:
     present = [slope for slope in gradients if slope is not None]
     if not present:
         return
-    norms = torch.stack([torch.linalg.vector_norm(slope.flatten(1), dim=1) for slope in present])
+    norms = torch.stack([torch.linalg.vector_norm(slope.reshape(len(slope), -1), dim=1) for slope in present])
     scale = (norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for slope in present:
         slope.mul_(scale.view(-1, *[1] * (slope.dim() - 1)))

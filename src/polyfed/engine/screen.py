@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +108,9 @@ def _names(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts:
     for group in sorted({*groups, *expects}):
         got, wanted = groups.get(group, {}).keys(), expects.get(group, {}).keys()
         for name in sorted(got - wanted):
-            return Refusal(_part(name, group, parts), f"tensor {name!r} of group {group!r} was not asked for")
+            return Refusal(part_of(name, group, parts), f"tensor {name!r} of group {group!r} was not asked for")
         for name in sorted(wanted - got):
-            return Refusal(_part(name, group, parts), f"tensor {name!r} of group {group!r} is missing")
+            return Refusal(part_of(name, group, parts), f"tensor {name!r} of group {group!r} is missing")
     return None
 
 
@@ -119,15 +119,17 @@ def _shapes(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], parts
         for name, value in tensors.items():
             wanted = expects[group][name]
             if not isinstance(value, Tensor):
-                return Refusal(_part(name, group, parts), f"{name!r} is a {type(value).__name__}, not a tensor")
+                return Refusal(part_of(name, group, parts), f"{name!r} is a {type(value).__name__}, not a tensor")
             if tuple(value.shape) != wanted.shape:
                 return Refusal(
-                    _part(name, group, parts), f"{name!r} has shape {tuple(value.shape)}, expected {wanted.shape}"
+                    part_of(name, group, parts), f"{name!r} has shape {tuple(value.shape)}, expected {wanted.shape}"
                 )
             if not ordinary(value):
-                return Refusal(_part(name, group, parts), f"{name!r} is not an ordinary tensor")
+                return Refusal(part_of(name, group, parts), f"{name!r} is not an ordinary tensor")
             if value.dtype != wanted.dtype:
-                return Refusal(_part(name, group, parts), f"{name!r} has dtype {value.dtype}, expected {wanted.dtype}")
+                return Refusal(
+                    part_of(name, group, parts), f"{name!r} has dtype {value.dtype}, expected {wanted.dtype}"
+                )
     return None
 
 
@@ -136,7 +138,7 @@ def _bounded(groups: Groups, expects: Mapping[str, Mapping[str, Expected]], part
         for name, value in tensors.items():
             limit = expects[group][name].largest
             if limit is not None and float(torch.linalg.vector_norm(value)) > limit:
-                return Refusal(_part(name, group, parts), f"norm of {name!r} is above its limit {limit:.3g}")
+                return Refusal(part_of(name, group, parts), f"norm of {name!r} is above its limit {limit:.3g}")
     return None
 
 
@@ -154,25 +156,31 @@ def _values(groups: Groups, sent: Groups, parts: Collection[str], largest_growth
 
 
 def _norms(tensors: Mapping[str, Tensor], group: str, parts: Collection[str]) -> dict[str, float]:
-    floating = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    return norms_by_part(tensors, [part_of(name, group, parts) for name in tensors])
+
+
+def norms_by_part(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, float]:
+    """Return the joint Euclidean norm of the tensors of each part; whole numbers and empty tensors do not count."""
+    pairs = zip(parts, tensors.values(), strict=True)
+    floating = [(part, value) for part, value in pairs if value.is_floating_point() and value.numel()]
     if not floating:
         return {}
-    norms = torch.stack([norm.double() for norm in torch._foreach_norm(list(floating.values()))]).tolist()
+    norms = torch.stack(torch._foreach_norm([value for _, value in floating])).double().tolist()
     squares: dict[str, float] = {}
-    for name, norm in zip(floating, norms, strict=True):
-        part = _part(name, group, parts)
+    for (part, _), norm in zip(floating, norms, strict=True):
         squares[part] = squares.get(part, 0.0) + norm * norm
     return {part: math.sqrt(square) if square >= 0 else square for part, square in squares.items()}
 
 
 def _not_finite(tensors: Mapping[str, Tensor], group: str, parts: Collection[str], part: str) -> str:
     for name, value in tensors.items():
-        if _part(name, group, parts) == part and value.is_floating_point():
+        if part_of(name, group, parts) == part and value.is_floating_point():
             bad = int((~torch.isfinite(value)).sum())
             if bad:
                 return f"{name!r} has {bad} values that are NaN or infinite{DIVERGED}"
     return "its norm is not finite"
 
 
-def _part(name: str, group: str, parts: Collection[str]) -> str:
+def part_of(name: str, group: str, parts: Collection[str]) -> str:
+    """Return the component a tensor belongs to; the group's name where it belongs to none."""
     return owner_of(name, tuple(parts)) or group

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from polyfed.engine.checklist import Checklist, Norms
 from polyfed.engine.records import Recorder
 from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
-from polyfed.engine.wire import MalformedMessageError, decode_reply, order_bytes, reply_bytes
+from polyfed.engine.wire import MalformedMessageError, decode_reply, reply_bytes
 from polyfed.errors import RunError
 from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
 from polyfed.model.architecture import Tensors
@@ -86,6 +87,7 @@ class Simulator:
         self.refused: list[dict[str, Any]] = []
         self.bytes = {"up": 0, "down": 0}
         self.paths: Counter[str] = Counter()
+        self._checklists: dict[Hashable, tuple[Order, Checklist]] = {}
 
     def personal_of(self, client: ClientId) -> Groups:
         """Return a client's personal groups; a client never asked before gets its first ones from the method."""
@@ -112,8 +114,9 @@ class Simulator:
     def _hold(self, wanted: Ask, clock: Clock, number: int) -> Any:
         sound: dict[ClientId, Reply] = {}
         accepted, refused_before = 0, len(self.refused)
-        for answer in self._answers(wanted.orders, clock, number):
-            reply = self._received(answer, wanted.orders[answer.client], clock, number)
+        self._checklists.clear()
+        for answer, norms in self._answers(wanted.orders, clock, number):
+            reply = self._received(answer, norms, wanted.orders[answer.client], clock, number)
             if reply is None:
                 continue
             accepted += 1
@@ -129,37 +132,62 @@ class Simulator:
             )
         return wanted.reducer.finish() if isinstance(wanted, Fold) else sound
 
-    def _answers(self, orders: Orders, clock: Clock, number: int) -> Iterator[Answer]:
-        """Have the steps of all ordered clients run; answers come in ascending client id."""
+    def _answers(self, orders: Orders, clock: Clock, number: int) -> Iterator[tuple[Answer, Norms | None]]:
+        """Have the steps of all ordered clients run; answers come in ascending client id, with norms if known."""
 
         def assign(client: ClientId) -> Assignment:
             return Assignment(client, orders[client], self.personal_of(client))
 
-        waiting: dict[ClientId, Answer] = {}
+        waiting: dict[ClientId, tuple[Answer, Norms | None]] = {}
         left = iter(sorted(orders))
         following = next(left, None)
         for done in self.crew.train(self.arrange(list(orders)), assign, clock, number):
             self.paths.update(done.paths)
-            waiting |= {answer.client: answer for answer in done.answers}
+            waiting |= self._weighed(done.answers, orders)
             while following in waiting:
                 yield waiting.pop(following)
                 following = next(left, None)
 
-    def _received(self, answer: Answer, order: Order, clock: Clock, number: int) -> Reply | None:
+    def _weighed(self, answers: Sequence[Answer], orders: Orders) -> dict[ClientId, tuple[Answer, Norms | None]]:
+        """Compute the norms of the replies of one job together, where they were asked for alike."""
+        alike: dict[Checklist, list[Answer]] = {}
+        for answer in answers:
+            alike.setdefault(self._checklist(answer.client, orders[answer.client]), []).append(answer)
+        found: dict[ClientId, tuple[Answer, Norms | None]] = {}
+        for checklist, held in alike.items():
+            norms = checklist.norms_of_many([answer.reply for answer in held])
+            for place, answer in enumerate(held):
+                found[answer.client] = answer, None if norms is None else norms[place]
+        return found
+
+    def _checklist(self, client: ClientId, order: Order) -> Checklist:
+        """Return the checklist of an order; clients that are sent the same things share one."""
+        card = self.federation.cards[client]
+        key = (order.step, order.active, id(order.tensors), id(order.expects), id(order.numbers), card.components)
+        if key not in self._checklists:
+            # The order is kept, so that no other one can come to have its parts' identities.
+            self._checklists[key] = order, Checklist(order, card, self.screening.largest_growth)
+        return self._checklists[key][1]
+
+    def _received(self, answer: Answer, norms: Norms | None, order: Order, clock: Clock, number: int) -> Reply | None:
         """Screen, count and record one reply; None if it is lost or refused."""
-        card = self.federation.cards[answer.client]
-        down = order_bytes(order, card.components)
-        self.bytes["down"] += sum(down.values())
+        card, checklist = self.federation.cards[answer.client], self._checklist(answer.client, order)
+        self.bytes["down"] += checklist.down_total
         own = screen_own(answer.reply, answer.personal, card)
         if own is None:
             self.personal.keep(answer.client, answer.personal)
-        reply, broken = opened(self.deliver(clock.round, answer.client, answer.reply))
-        up = reply_bytes(reply, card.components) if countable(reply) else {}
-        self.bytes["up"] += sum(up.values())
-        refusal = broken or screen(reply, order, card, largest_growth=self.screening.largest_growth) or own
-        if refusal is not None:
-            self._refuse(answer.client, refusal, clock, {"down": down, "up": up})
-            return None
+        reply, broken = opened(answer, self.deliver(clock.round, answer.client, answer.reply))
+        if own is None and checklist.passes(reply, card, norms if self.deliver is untouched else None):
+            up, total = checklist.up(reply)
+        else:
+            up = reply_bytes(reply, card.components) if countable(reply) else {}
+            total = sum(up.values())
+            refusal = broken or screen(reply, order, card, largest_growth=self.screening.largest_growth) or own
+            if refusal is not None:
+                self.bytes["up"] += total
+                self._refuse(answer.client, refusal, clock, {"down": checklist.down, "up": up})
+                return None
+        self.bytes["up"] += total
         self.recorder.write(
             {
                 "kind": "client",
@@ -170,7 +198,7 @@ class Simulator:
                 "modalities": sorted(order.active),
                 "examples": reply.examples,
                 "numbers": dict(reply.numbers),
-                "bytes": {"down": down, "up": up},
+                "bytes": {"down": checklist.down, "up": up},
                 "seconds": round(answer.seconds, 6),
             }
         )
@@ -188,10 +216,10 @@ class Simulator:
         self.recorder.write({"kind": "refused", **entry, "bytes": counted})
 
 
-def opened(delivered: Any) -> tuple[Any, Refusal | None]:
+def opened(answer: Answer, delivered: Any) -> tuple[Any, Refusal | None]:
     """Read what was delivered: nothing (a lost reply), a message in bytes, or a reply handed over in this process."""
     if delivered is None:
-        return None, Refusal("reply", "lost on the way")
+        return None, Refusal("reply", answer.lost or "lost on the way")
     if not isinstance(delivered, bytes):
         return delivered, None
     try:

@@ -58,6 +58,18 @@ class EngineSection(Options):
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto uses a GPU when there is one")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024, description="torch threads; small models are fastest with one")] = 1
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)],
+        Field(description="processes that train; auto: one per core where that pays, see docs/performance.md"),
+    ] = "auto"
+    batching: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="train clients of one model stacked; auto: where the model and the device make it faster"),
+    ] = "auto"
+    batching_memory: Annotated[int, Field(ge=1, description="mebibytes that stacked clients may take")] = 512
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="bfloat16: mixed precision on float32 parameters")
+    ] = "float32"
     evaluate_every: Annotated[int, Field(ge=1, description="rounds between evaluations")] = 1
     checkpoint_every: Annotated[int, Field(ge=1, description="rounds between checkpoints")] = 1
     quorum: Annotated[float, Field(gt=0, le=1, description="share of sound replies a round needs")] = 0.5

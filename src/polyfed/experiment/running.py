@@ -114,7 +114,7 @@ def _in_folder(
 
 
 SAME = ("seed", "data", "scenario", "model", "method", "select", "train", "engine")
-FREE = frozenset({"checkpoint_every"})  # of the engine: it leaves no trace in the results
+FREE = frozenset({"checkpoint_every", "workers"})  # of the engine: they leave no trace in the results
 
 
 def same_experiment(experiment: Experiment, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from polyfed.data.catalog import DATASETS
 from polyfed.data.dataset import Dataset
 from polyfed.data.source import data_root
+from polyfed.engine.batching import Rule
 from polyfed.engine.loop import Loop, Plan, with_components
 from polyfed.engine.records import Observer
 from polyfed.engine.simulator import Deliver, Screening, untouched
@@ -57,6 +58,9 @@ class World:
             target=engine.target,
             patience=engine.patience,
             screening=Screening(engine.quorum, engine.largest_growth),
+            rule=Rule(engine.batching, engine.batching_memory * 2**20),
+            precision=engine.precision,
+            workers=None if engine.workers == "auto" else engine.workers,
         )
         return Loop(
             self.method,

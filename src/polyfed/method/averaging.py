@@ -119,15 +119,20 @@ class Averaging:
     def orders(self, state: AveragingState, roster: Roster, chosen: Mapping[int, frozenset[str]]) -> dict[int, Order]:
         """Make the orders of a round; clients with equal components share one set of tensors."""
         by_components: dict[tuple[str, ...], Order] = {}
+        alike: dict[tuple[frozenset[str], tuple[str, ...], tuple[str, ...]], Order] = {}
         orders = {}
         for client in sorted(chosen):
             card, active = roster[client], chosen[client]
-            components = tuple(name for name in self.context.components(active, card.tasks) if name in card.components)
-            if components not in by_components:
-                names = named_by(tuple(state.parameters), components)
-                tensors = {"parameters": {name: state.parameters[name] for name in names}}
-                by_components[components] = Order("train", active, tensors, expects=expected(tensors))
-            orders[client] = replace(by_components[components], active=active)
+            key = active, card.tasks, card.components
+            if key not in alike:
+                called = self.context.components(active, card.tasks)
+                components = tuple(name for name in called if name in card.components)
+                if components not in by_components:
+                    names = named_by(tuple(state.parameters), components)
+                    tensors = {"parameters": {name: state.parameters[name] for name in names}}
+                    by_components[components] = Order("train", active, tensors, expects=expected(tensors))
+                alike[key] = replace(by_components[components], active=active)
+            orders[client] = alike[key]
         return orders
 
     def train(self, order: Order, personal: Groups, client: Client, clock: Clock) -> Work:

@@ -24,11 +24,16 @@ class Mean:
     total: float
 
 
+WAITING = 32
+WAITING_BYTES = 2**20
+
+
 class MeanOverHolders:
     """Weighted mean of each named tensor over the clients whose reply holds it.
 
-    A running mean, ``mean += (w / W) (x − mean)``: one reply comes back unchanged bit for bit, and so do equal replies,
-    which a sum divided at the end does not guarantee. Memory is one model however many clients there are.
+    A running mean, ``mean += Σ w (x − mean) / W``: one reply comes back unchanged bit for bit, and so do equal replies,
+    which a sum divided at the end does not guarantee. Small replies wait until there are some to be taken in at once;
+    memory is one model, and at most a mebibyte of replies, however many clients there are.
     """
 
     def __init__(self, weigh: Weigh, group: str = "parameters") -> None:
@@ -38,6 +43,8 @@ class MeanOverHolders:
         self._weights: dict[str, float] = {}
         self._total = 0.0
         self._counted: list[ClientId] = []
+        self._waiting: list[tuple[float, Tensors]] = []
+        self._waiting_bytes = 0
 
     @property
     def counted(self) -> tuple[ClientId, ...]:
@@ -51,8 +58,36 @@ class MeanOverHolders:
         if weight <= 0:
             return
         self._total += weight
+        tensors = reply.tensors.get(self._group, {})
+        self._waiting.append((weight, tensors))
+        self._waiting_bytes += sum(value.nbytes for value in tensors.values())
+        if len(self._waiting) >= WAITING or self._waiting_bytes > WAITING_BYTES:
+            self._take_in()
+
+    def finish(self) -> Mean:
+        """Return the means."""
+        self._take_in()
+        return Mean(self._means, self._weights, self._total)
+
+    def _take_in(self) -> None:
+        """Take in the replies that wait."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if len(waiting) == 1:
+            self._take_one(*waiting[0])
+            return
+        held: dict[str, tuple[list[float], list[Tensor]]] = {}
+        for weight, tensors in waiting:
+            for name, value in tensors.items():
+                weights, values = held.setdefault(name, ([], []))
+                weights.append(weight)
+                values.append(value)
+        for name, (weights, values) in held.items():
+            self._take_many(name, weights, values)
+
+    def _take_one(self, weight: float, tensors: Tensors) -> None:
+        """Take in one reply in a single pass over memory."""
         steps: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-        for name, value in reply.tensors.get(self._group, {}).items():
+        for name, value in tensors.items():
             if name in self._means:
                 self._weights[name] += weight
                 means, values = steps.setdefault(weight / self._weights[name], ([], []))
@@ -64,9 +99,16 @@ class MeanOverHolders:
         for step, (means, values) in steps.items():
             torch._foreach_lerp_(means, values, step)
 
-    def finish(self) -> Mean:
-        """Return the means."""
-        return Mean(self._means, self._weights, self._total)
+    def _take_many(self, name: str, weights: list[float], values: list[Tensor]) -> None:
+        """Take in one tensor of several replies."""
+        if name not in self._means:
+            self._means[name] = values[0].clone()
+            self._weights[name] = 0.0
+        mean = self._means[name]
+        self._weights[name] += sum(weights)
+        shares = torch.tensor([weight / self._weights[name] for weight in weights], dtype=mean.dtype)
+        changes = torch.stack(values).sub_(mean).view(len(values), -1)
+        mean += torch.mv(changes.t(), shares).view(mean.shape)
 
 
 def diluted(mean: Mean, current: Tensors) -> Mean:
