@@ -64,21 +64,30 @@ def positive(text: str) -> int:
 
 
 def measured_now(what: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Measure what was asked for."""
+    """Measure what was asked for; what there is so far is written after each measurement."""
     effort = measure.Effort(given.repeats, given.turns)
     installed = peers.installed() if given.peers else []
     found: dict[str, Any] = {"machine": measure.machine(given.repeats), "workloads": []}
     for name in what:
         if name in WORKLOADS:
             found["workloads"].append(measure.workload(name, effort, installed if name != W4 else ()))
+            keep(found, given.json)
     for name in ("reduction", "checkpoint", "scaling"):
         if name in what:
             found[name] = getattr(measure, name)(effort)
+            keep(found, given.json)
     if "gpu" in what:
         from benchmarks import gpu
 
         found["gpu"] = gpu.missing(given.device) or gpu.measure(effort, given.device)
+        keep(found, given.json)
     return found
+
+
+def keep(found: dict[str, Any], file: Path | None) -> None:
+    """Write what was measured as JSON."""
+    if file is not None:
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def shown(found: dict[str, Any], device: str) -> list[tables.Table]:
@@ -126,8 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = json.loads(given.source.read_text()) if given.source else measured_now(what, given)
     except (BenchmarkError, OSError, ValueError) as error:
         sys.exit(f"benchmarks: {error}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in shown(found, given.device):
         console.print(table.rich())

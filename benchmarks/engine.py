@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,9 @@ from polyfed.data.columns import Column, IndirectColumn, TensorColumn
 from polyfed.data.dataset import Dataset
 from polyfed.data.samples import Batch, Table
 from polyfed.data.schema import Modality, Task
-from polyfed.engine.loop import Loop, Outcome, Plan
+from polyfed.engine.loop import Loop, Outcome
+from polyfed.experiment import config
+from polyfed.experiment.world import World
 from polyfed.method.averaging import Averaging, Context
 from polyfed.method.protocol import Recipe
 from polyfed.method.select import uniform
@@ -31,24 +32,18 @@ NEVER = 10**9
 """Rounds between evaluations (or checkpoints) of a run that has none."""
 
 
-def supported(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that this engine's plan has."""
-    known = {field.name for field in dataclasses.fields(Plan)}
-    return {name: value for name, value in settings.items() if name in known}
-
-
 @dataclass(frozen=True)
 class Execution:
-    """How polyfed runs a workload. ``settings`` are those of the engine that differ from the default."""
+    """How polyfed runs a workload. ``settings`` are the keys of an experiment's ``engine`` that are not the default."""
 
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: bool = False
     device: str = "cpu"
 
-    def plan(self, rounds: int) -> Plan:
-        """Return a plan without evaluation, with a checkpoint every round or none but the last."""
+    def section(self) -> dict[str, Any]:
+        """Return the ``engine`` section of an experiment without evaluation; checkpoints every round or at the end."""
         every = 1 if self.checkpoints else NEVER
-        return Plan(rounds, seed=0, evaluate_every=NEVER, checkpoint_every=every, **supported(self.settings))
+        return {"device": self.device, "evaluate_every": NEVER, "checkpoint_every": every, **self.settings}
 
 
 def observer(turns: Turns) -> Callable[[Mapping[str, Any]], None]:
@@ -75,9 +70,10 @@ def run(
     recipe = Recipe(lr=LR, batch_size=workload.batch_size)
     method = Averaging(Context(recipe, architecture.components, uniform(clients=workload.cohort), federation.tasks))
     observers = [*([seen] if seen else []), observer(turns)]
+    experiment = config.parse({"rounds": rounds, "engine": execution.section()})
+    plan = World(experiment, federation, architecture, method).loop().plan  # as the command line would make it
     device = torch.device(execution.device)
     with tempfile.TemporaryDirectory() as folder:
-        plan = execution.plan(rounds)
         loop = Loop(method, federation, architecture, plan, folder=Path(folder), observers=observers, device=device)
         return loop.run()
 

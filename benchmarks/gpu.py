@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine import Execution, run, supported
+from benchmarks.engine import Execution, run
 from benchmarks.measure import Effort, Values, row
 from benchmarks.system import POLYFED, System
 from benchmarks.tables import Table, ratio, seconds
@@ -59,6 +59,4 @@ def missing(device: str) -> str | None:
     """Say why this cannot be measured here; None if it can."""
     if device == "cuda" and not torch.cuda.is_available():
         return "torch finds no GPU here, so there is nothing to measure (--device cpu runs the same on the processor)"
-    if not supported({"batching": "on"}):
-        return "this engine does not train clients batched"
     return None

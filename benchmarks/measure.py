@@ -25,7 +25,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {"default": {}, "one worker, one thr
 BARE_LABEL = "bare loop"
 COHORTS = (10, 30, 100, 300, 1000)
 REGISTERED = (1_000, 10_000, 100_000)
-WIDTHS = (16, 64, 256, 1024)
+WIDTHS = (16, 64, 256, 1024, 4096)
 WORKERS = (1, 2, 3)
 
 
@@ -39,7 +39,7 @@ class Effort:
 
     def race(self, systems: Sequence[System], block: int | None = None) -> list[Lane]:
         """Race systems on one workload, ``block`` rounds per turn (None: what suits the workload)."""
-        _, usual, turns = schedule(systems[0].workload)
+        _, usual, turns = schedule(systems[0])
         return race(systems, self.turns or turns, block or usual, self.repeats, self.note)
 
 
@@ -80,7 +80,7 @@ def workload(name: str, effort: Effort, peers: Sequence[str] = ()) -> Values:
     single = lanes[1 + list(SETTINGS).index("one worker, one thread")]
     return {
         "name": name,
-        "text": schedule(name)[0],
+        "text": schedule(systems[0])[0],
         "rows": [row(lane, lanes[0]) | {"memory": memory(lane.system)} for lane in lanes],
         "profile": profile(single.system, profiled_rounds(single)),
     }
@@ -149,12 +149,12 @@ def over(name: str, changes: Sequence[Mapping[str, Any]]) -> dict[str, list[Syst
 
 def by_cohort(effort: Effort) -> Values:
     """Seconds per round over the number of clients per round (W3)."""
-    return curve(effort, COHORTS, over("W3", [{"cohort": count} for count in COHORTS]))
+    return curve(effort, COHORTS, over("W3", [{"cohort": count, "block": max(1, 500 // count)} for count in COHORTS]))
 
 
 def by_width(effort: Effort) -> Values:
     """Seconds per round over the width of W3's model, 20 clients per round."""
-    changes = [{"hidden": width, "cohort": 20, "clients": 100} for width in WIDTHS]
+    changes = [{"hidden": width, "cohort": 20, "clients": 100, "block": 10} for width in WIDTHS]
     points = [parameters(width) for width in WIDTHS]
     return curve(effort, points, over("W3", changes))
 
@@ -166,7 +166,7 @@ def parameters(hidden: int) -> int:
 
 def by_registered(effort: Effort) -> Values:
     """Seconds per round and memory over the clients there are, 50 of them per round; all race in turns."""
-    changes = [{"clients": count, "cohort": 50, "pool": 20_000} for count in REGISTERED]
+    changes = [{"clients": count, "cohort": 50, "pool": 20_000, "block": 10} for count in REGISTERED]
     systems = [System(f"{change['clients']:,} clients", POLYFED, "W3", change) for change in changes]
     lanes = effort.race(systems)
     points = [
@@ -178,10 +178,6 @@ def by_registered(effort: Effort) -> Values:
 
 def by_workers(effort: Effort) -> Values:
     """Ratio to the bare loop over the number of workers, on W1 and W3."""
-    from benchmarks.engine import supported
-
-    if not supported({"workers": 1}):
-        return {"series": {}}
     series = {}
     for name in ("W1", "W3"):
         systems = [System(BARE_LABEL, BARE, name)]

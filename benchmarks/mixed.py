@@ -16,25 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.engine import NEVER, Execution, observer
+from benchmarks.engine import Execution, observer
 from benchmarks.turns import Turns
 from polyfed.data.samples import Batch
 from polyfed.experiment import config
-from polyfed.experiment.config import EngineSection
 from polyfed.experiment.world import World, build_world
 from polyfed.scenario.federation import Card, Client
 
 MODALITY_SETS = (["image"], ["audio"], ["audio", "image"])
 TASK_SETS = (["digit"], ["digit", "parity"])
-NAME, TEXT = "W4", "six groups of modalities and tasks"
-CLIENTS, COHORT, TURNS = 200, 40, 10
+CLIENTS, COHORT = 200, 40
 
 
 def world(rounds: int, execution: Execution, clients: int = CLIENTS, cohort: int = COHORT) -> World:
     """Build the workload from an experiment, as the command line would."""
-    settings = {name: value for name, value in execution.settings.items() if name in engine_options()}
     experiment: dict[str, Any] = {
-        "name": NAME,
+        "name": "W4",
         "rounds": rounds,
         "data": {"name": "avdigits"},
         "scenario": {
@@ -47,14 +44,9 @@ def world(rounds: int, execution: Execution, clients: int = CLIENTS, cohort: int
         "model": {"name": "modular", "width": 32},
         "select": {"name": "random", "clients": cohort},
         "train": {"optimizer": "adam", "lr": 0.003, "epochs": 2, "batch_size": 16},
-        "engine": {"device": execution.device, "evaluate_every": NEVER, "checkpoint_every": NEVER, **settings},
+        "engine": execution.section(),
     }
     return build_world(config.parse(experiment))
-
-
-def engine_options() -> set[str]:
-    """Return the names of the engine's options in an experiment."""
-    return set(EngineSection.model_fields)
 
 
 def groups(built: World) -> Counter[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -70,9 +70,9 @@ class System:
             mixed.run_bare(rounds, turns)
 
 
-def schedule(name: str) -> tuple[str, int, int]:
-    """Return a workload's description, its rounds per turn and its turns."""
-    if name == W4:
+def schedule(system: System) -> tuple[str, int, int]:
+    """Return a description of a system's workload, its rounds per turn and its turns."""
+    if system.workload == W4:
         return "six groups of modalities and tasks", 1, 10
-    workload = WORKLOADS[name]
+    workload = system.synthetic()
     return workload.text, workload.block, workload.turns

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import fold, measure, mixed, plot, race, tables
+from benchmarks import fold, measure, mixed, plot, profile, race, tables
 from benchmarks.bare import BareLoop
 from benchmarks.engine import Execution, federation_of, run
-from benchmarks.profile import CATEGORIES
 from benchmarks.system import BARE, POLYFED, System
 from benchmarks.turns import no_turns
 from benchmarks.workloads import WORKLOADS, Data, Workload
@@ -92,10 +92,19 @@ def test_systems_take_turns_and_are_profiled_and_weighed() -> None:
     assert lanes[0].ratio(lanes[0]) == (1, 1, 1)
     assert len(said) == 2
     percent = race.profile(systems[1], rounds=20)
-    assert set(percent) == set(CATEGORIES)
+    assert set(percent) == set(profile.CATEGORIES)
     assert sum(percent.values()) == pytest.approx(100)
     assert percent["training"] > 0
     assert race.memory(systems[0]) > 20e6  # PyTorch alone is more
+
+
+@pytest.mark.parametrize("rule", profile.RULES, ids=lambda rule: f"{rule[0]}:{rule[1]}")
+def test_every_rule_of_the_profile_knows_a_module_that_exists(rule: tuple[str, str, str]) -> None:
+    """So that a module which is renamed does not end up in the rest unseen."""
+    module, function, found = rule
+    assert find_spec(module.rstrip(".")) is not None
+    assert profile.category(module, function) == found
+    assert profile.category("torch.nn", function) is None
 
 
 def test_a_system_that_fails_is_named() -> None:
@@ -138,7 +147,7 @@ def measured() -> dict[str, Any]:
     return {
         "machine": measure.machine(2),
         "workloads": [
-            {"name": name, "text": "", "rows": rows, "profile": dict.fromkeys(CATEGORIES, 10.0)}
+            {"name": name, "text": "", "rows": rows, "profile": dict.fromkeys(profile.CATEGORIES, 10.0)}
             for name in ("W1", "W3")
         ],
         "reduction": {"parameters": 10, "replies": 50, "seconds": 0.3, "floor": 0.2, "models": 1.5},

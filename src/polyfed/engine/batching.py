@@ -11,9 +11,9 @@ from torch import Tensor
 
 from polyfed.data.samples import Batch
 from polyfed.engine.resident import Resident
-from polyfed.engine.stacked import Mapped
+from polyfed.engine.stacked import STACKED, Mapped
 from polyfed.method.protocol import Fit, Recipe
-from polyfed.model.architecture import Architecture
+from polyfed.model.architecture import Architecture, Tensors
 
 Batching = Literal["auto", "on", "off"]
 
@@ -26,16 +26,17 @@ STATES: Mapping[str, int] = {"sgd": 1, "adam": 2, "adamw": 2}
 
 @dataclass(frozen=True)
 class Rule:
-    """``batching`` as configured; ``memory`` (bytes) bounds what a stack of clients takes."""
+    """``batching`` as configured; ``memory`` (bytes) bounds what a stack takes; ``accelerated``: on a GPU."""
 
     batching: Batching = "auto"
     memory: int = 512 * 2**20
+    accelerated: bool = False
 
     def against(self, model: Resident) -> str | None:
         """Return why clients with this model are trained one by one, None if they may be stacked."""
         if self.batching == "off":
             return "engine.batching is off"
-        if self.batching == "on" or model.values.device.type != "cpu":
+        if self.batching == "on" or self.accelerated:
             return None
         if any(parameter.dim() > 2 for parameter in model.parameters.values()):
             return "convolutions are faster one by one on a CPU"
@@ -65,11 +66,16 @@ def signature(components: tuple[str, ...], request: Fit) -> Hashable:
         request.recipe,
         request.trains,
         tuple(request.start),
-        tuple((group, tuple(held)) for group, held in request.extra.items()),
+        tuple((group, layout(held)) for group, held in request.extra.items()),
         id(data.table),
         tuple(name for name in data.modalities if name in request.active),
         data.tasks,
     )
+
+
+def layout(tensors: Tensors) -> Hashable:
+    """Return names, shapes and dtypes."""
+    return tuple((name, value.shape, value.dtype) for name, value in tensors.items())
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,13 @@ def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
         name: value.detach().expand(CLIENTS, *value.shape).contiguous() for name, value in model.parameters.items()
     }
     extra: dict[str, dict[str, Tensor]] = {
-        group: {name: value.to(device) for name, value in held.items()} for group, held in request.extra.items()
+        group: {name: value.to(device).expand(CLIENTS, *value.shape) for name, value in held.items()}
+        for group, held in request.extra.items()
     }
-    axes: dict[str, Any] = {"fixed": {}, "extra": {group: dict.fromkeys(held) for group, held in extra.items()}}
+    axes: dict[str, Any] = {
+        "fixed": {},
+        "extra": {group: dict.fromkeys(held, STACKED) for group, held in extra.items()},
+    }
     mapped = Mapped(model, request.objective, {}, extra, axes)
     kept = 0
 

@@ -35,7 +35,7 @@ class Checklist:
         self._expects = order.expects
         self._bounded = any(one.largest is not None for held in order.expects.values() for one in held.values())
         self._limits = {
-            group: {part: largest_growth * max(1.0, norm) for part, norm in self._norms_of(held).items()}
+            group: {part: largest_growth * max(1.0, norm) for part, norm in self._norms_of(group, held).items()}
             for group, held in self._sent(order).items()
         }
         self.down = order_bytes(order, card.components)
@@ -111,10 +111,10 @@ class Checklist:
 
     def norms(self, reply: Reply) -> Norms:
         """Return a reply's norms by group and part."""
-        return {group: self._norms_of(held) for group, held in reply.tensors.items()}
+        return {group: self._norms_of(group, held) for group, held in reply.tensors.items()}
 
-    def _norms_of(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
-        return norms_by_part(tensors, [part_of(name, "", self._parts) for name in tensors])
+    def _norms_of(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        return norms_by_part(tensors, [part_of(name, group, self._parts) for name in tensors])
 
     def norms_of_many(self, replies: Sequence[object]) -> list[Norms] | None:
         """Return the norms of several small replies in one pass; None where that does not go or does not pay."""
@@ -127,9 +127,9 @@ class Checklist:
             for name, wanted in expects.items():
                 if not wanted.dtype.is_floating_point or not math.prod(wanted.shape):
                     return None
-                values = torch.stack([reply.tensors[group][name] for reply in sound]).view(len(sound), -1)
+                values = torch.stack([reply.tensors[group][name] for reply in sound]).reshape(len(sound), -1)
                 square = torch.linalg.vector_norm(values, dim=1).double().square_()
-                key = group, part_of(name, "", self._parts)
+                key = group, part_of(name, group, self._parts)
                 squares[key] = squares[key] + square if key in squares else square
         found: list[dict[str, dict[str, float]]] = [{group: {} for group in self._expects} for _ in sound]
         for (group, part), square in squares.items():

@@ -46,7 +46,10 @@ class Descent:
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
         if self._rule is None:
             self._begin(found)
-        return found if self._slopes is None else self._slopes
+        if self._slopes is not None:
+            return self._slopes
+        # autograd may give two parameters one and the same tensor, and clipping scales in place
+        return [None if slope is None else slope.clone() for slope in found]
 
     def _begin(self, found: Sequence[Tensor | None]) -> None:
         if any(slope is None for slope in found):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from polyfed.engine.background import Background
 from polyfed.engine.batching import Rule
 from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
+from polyfed.engine.crew import crew_of, workers_of
 from polyfed.engine.drive import drive
 from polyfed.engine.evaluate import Evaluation, score
 from polyfed.engine.records import Observer, Recorder
@@ -24,8 +25,9 @@ from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulat
 from polyfed.engine.steps import Alone, Crew, jobs_of
 from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
+from polyfed.engine.workers import Event
 from polyfed.errors import RunError, UserError
-from polyfed.method.protocol import Clock, Method, join
+from polyfed.method.protocol import Clock, Method, check_apart
 from polyfed.model.architecture import Architecture, Tensors
 from polyfed.scenario.federation import ClientId, Federation
 
@@ -123,7 +125,12 @@ class Loop:
         self.architecture = architecture
         self.federation = with_components(federation, architecture)
         self.judged = with_components(federation.members or federation, architecture)
-        self.trainer = Trainer(architecture, device, plan.rule, plan.precision)
+        self.device = device or torch.device("cpu")
+        rule = replace(plan.rule, accelerated=self.device.type != "cpu")
+        # Models to plan with stay on the CPU: once this process has used a GPU, processes forked from it cannot.
+        planner = Trainer(architecture, rule=rule, precision=plan.precision)
+        self.workers = workers_of(plan.workers, self.device, planner, self.federation)
+        self.trainer = planner if self.workers > 1 else Trainer(architecture, self.device, rule, plan.precision)
         self.observers = tuple(observers)
         self.deliver = deliver
         self.records = None if folder is None else folder / "records.jsonl"
@@ -142,7 +149,7 @@ class Loop:
         progress = Progress() if saved is None else Progress.of(saved)
         recorder = Recorder(self.records, self.observers, at=progress.records_length)
         self._mark = time.perf_counter()
-        with recorder, self._background, closing(self._crew()) as crew:
+        with recorder, self._background, closing(self._crew(initial, recorder, progress)) as crew:
             simulator = self._simulator(initial, crew, recorder, saved, progress)
             if saved is None:
                 self._evaluate(state, simulator, progress, recorder)
@@ -152,9 +159,14 @@ class Loop:
             self._clock_in(progress)
         return Outcome(state, dict(simulator.personal.held), progress)
 
-    def _crew(self) -> Crew:
-        """Return who does the work."""
-        return Alone(self.method, self.federation, self.judged, self.trainer)
+    def _crew(self, initial: Tensors, recorder: Recorder, progress: Progress) -> Crew:
+        """Return who does the work; workers that die are recorded."""
+
+        def note(event: Event) -> None:
+            recorder.write({"kind": "worker", "after_round": progress.round, **event})
+
+        alone = Alone(self.method, self.federation, self.judged, self.trainer)
+        return crew_of(self.workers, alone, self.device, sum(value.nbytes for value in initial.values()), note)
 
     def _simulator(
         self, initial: Tensors, crew: Crew, recorder: Recorder, saved: Saved[Any] | None, progress: Progress
@@ -208,10 +220,12 @@ class Loop:
         return state
 
     def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
-        def parameters_of(client: ClientId) -> Tensors:
+        def parameters_of(client: ClientId) -> tuple[Tensors, Tensors]:
             trained = self.federation.cards[0 if self.federation.members else client]
+            deployed = self.method.deploy(state, trained)
             personal = simulator.personal_of(trained.id).get("parameters", {})
-            return join(self.method.deploy(state, trained), personal, client=trained.id)
+            check_apart(deployed, personal, client=trained.id)
+            return deployed, personal
 
         found = list(simulator.crew.evaluate(sorted(self.judged.cards), parameters_of))
         check_finite(found, progress.round)

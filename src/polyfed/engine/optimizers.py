@@ -131,12 +131,14 @@ def clip(gradients: Sequence[Tensor | None], norm: float) -> None:
     torch._foreach_mul_(present, (norm / (total + 1e-6)).clamp(max=1.0))
 
 
-def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> None:
-    """Scale stacked gradients (clients, *shape) in place, each client's to a joint norm of at most ``norm``."""
+def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> list[Tensor | None]:
+    """Return stacked gradients (clients, *shape) scaled so that each client's joint norm is at most ``norm``.
+
+    They are not scaled in place: autograd may give two parameters one and the same tensor.
+    """
     present = [slope for slope in gradients if slope is not None]
     if not present:
-        return
+        return list(gradients)
     norms = torch.stack([torch.linalg.vector_norm(slope.reshape(len(slope), -1), dim=1) for slope in present])
     scale = (norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-    for slope in present:
-        slope.mul_(scale.view(-1, *[1] * (slope.dim() - 1)))
+    return [None if slope is None else slope * scale.view(-1, *[1] * (slope.dim() - 1)) for slope in gradients]

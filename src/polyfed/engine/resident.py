@@ -40,6 +40,7 @@ class Resident:
             values[name].copy_(parameter.detach())
             parameter.data = values[name]
             parameter.grad = slopes[name]
+        self._usual_layout = all(value.is_contiguous() for value in values.values())
         self._loaded: list[tuple[Tensor, int]] = []
         self._last = self.values.clone()
 
@@ -82,8 +83,18 @@ class Resident:
                 parameter.requires_grad_(name in names)
 
     def snapshot(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return copies of the current values of these parameters, on the CPU."""
-        held = self.views(self.values.to("cpu", copy=True))
+        """Return copies of the current values of these parameters, on the CPU.
+
+        They are contiguous, as they would be after travelling: sums over them must not depend on the layout here.
+        """
+        flat = torch.empty(self.values.shape, dtype=self.values.dtype)
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        pieces = zip(self.parameters.items(), torch.split(flat, sizes), strict=True)
+        held = {name: piece.view(parameter.shape) for (name, parameter), piece in pieces}
+        if self._usual_layout:
+            flat.copy_(self.values)
+        else:
+            torch._foreach_copy_(list(held.values()), [parameter.detach() for parameter in self.parameters.values()])
         return {name: held[name] for name in names}
 
     def segments(self, flat: Tensor, names: Iterable[str]) -> list[Tensor]:

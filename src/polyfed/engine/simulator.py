@@ -17,6 +17,8 @@ from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Ord
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import ClientId, Federation
 
+LARGEST_OVERHEAD = 1.5
+
 Deliver = Callable[[int, ClientId, Any], Any]
 
 
@@ -37,6 +39,18 @@ class Screening:
     largest_growth: float = 100.0
 
 
+def owned(groups: Groups) -> Groups:
+    """Return groups that hold no more memory than they are worth.
+
+    Tensors that came out of a stack of clients, or beside a large reply, would keep all of it alive: they are copied.
+    """
+    tensors = [value for held in groups.values() for value in held.values()]
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+    if sum(storages.values()) <= LARGEST_OVERHEAD * sum(value.nbytes for value in tensors):
+        return groups
+    return {group: {name: value.clone() for name, value in held.items()} for group, held in groups.items()}
+
+
 @dataclass
 class PersonalStates:
     """Personal groups by client, and which of them changed since the last checkpoint."""
@@ -46,8 +60,9 @@ class PersonalStates:
 
     def keep(self, client: ClientId, groups: Groups) -> None:
         """Replace a client's personal groups."""
-        if groups or self.held.get(client):
-            self.held[client] = groups
+        before = self.held.get(client)
+        if groups is not before and (groups or before):
+            self.held[client] = owned(groups)
             self.changed.add(client)
 
     def take_changed(self) -> dict[ClientId, Groups]:

@@ -78,10 +78,11 @@ def stacked(held: Sequence[Tensors], device: torch.device) -> tuple[dict[str, Te
 
 
 def repeated(held: Sequence[Tensors], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """Return the named tensors of every client, (clients, *shape), to be trained."""
+    """Return copies of the named tensors of every client, (clients, *shape), to be trained."""
     values, axes = stacked([{name: tensors[name] for name in names} for tensors in held], device)
+    # repeat copies even for one client, where expand and contiguous would give back the start itself
     return {
-        name: value.expand(len(held), *value.shape).contiguous() if axes[name] is SHARED else value
+        name: value.repeat(len(held), *[1] * value.dim()) if axes[name] is SHARED else value
         for name, value in values.items()
     }
 
@@ -135,7 +136,7 @@ class StackedDescent:
         losses, logged = mapped(dict(zip(names, leaves, strict=True)), batch, count)
         gradients = self._complete(torch.autograd.grad(losses.sum(), leaves, allow_unused=True))
         if self._recipe.clip_norm is not None:
-            clip_rows(gradients, self._recipe.clip_norm)
+            gradients = clip_rows(gradients, self._recipe.clip_norm)
         with torch.no_grad():
             self._rule.step(gradients)
         return losses.detach(), logged

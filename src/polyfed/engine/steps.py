@@ -46,7 +46,8 @@ class Done:
 
 Jobs = Sequence[tuple[ClientId, ...]]
 Assign = Callable[[ClientId], Assignment]
-Judge = Callable[[ClientId], Tensors]
+Judge = Callable[[ClientId], tuple[Tensors, Tensors]]
+"""Returns the parameters of a client's model: those the server deploys, and the client's own."""
 
 
 class Crew(Protocol):
@@ -112,9 +113,9 @@ class Alone:
     def evaluate(self, clients: Sequence[ClientId], parameters_of: Judge) -> Iterator[Evaluation]:
         """Evaluate clients."""
         for client in clients:
-            yield from evaluate_client(
-                self.judged.client(client), self.trainer, parameters_of(client), self.judged.tasks
-            )
+            deployed, personal = parameters_of(client)
+            held = self.judged.client(client)
+            yield from evaluate_client(held, self.trainer, {**deployed, **personal}, self.judged.tasks)
 
     def close(self) -> None:
         """There is nothing to let go of."""

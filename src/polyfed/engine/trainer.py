@@ -138,6 +138,7 @@ class Trainer:
         if not all(len(one.request.data) for one in group):
             return "a client without samples", untried
         if key not in self._trials:
+            set_mode(model, training=True)
             self._trials[key] = trial(self.architecture, model, group[0].request)
         return self._trials[key].obstacle, self._trials[key]
 

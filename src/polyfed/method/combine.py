@@ -107,7 +107,7 @@ class MeanOverHolders:
         mean = self._means[name]
         self._weights[name] += sum(weights)
         shares = torch.tensor([weight / self._weights[name] for weight in weights], dtype=mean.dtype)
-        changes = torch.stack(values).sub_(mean).view(len(values), -1)
+        changes = torch.stack(values).sub_(mean).reshape(len(values), mean.numel())
         mean += torch.mv(changes.t(), shares).view(mean.shape)
 
 

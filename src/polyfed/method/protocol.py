@@ -275,7 +275,12 @@ class Method(Protocol[S]):
 
 def join(received: Tensors, personal: Tensors, *, client: ClientId) -> dict[str, Tensor]:
     """Join a client's received and personal parameters; a name in both is an error."""
-    both = sorted(received.keys() & personal.keys())
-    if both:
-        raise LookupError(f"client {client}: {both[0]!r} is both personal and received")
+    check_apart(received, personal, client=client)
     return {**received, **personal}
+
+
+def check_apart(received: Tensors, personal: Tensors, *, client: ClientId) -> None:
+    """Raise LookupError for a parameter that is both received and personal."""
+    if not received.keys().isdisjoint(personal.keys()):
+        both = min(received.keys() & personal.keys())
+        raise LookupError(f"client {client}: {both!r} is both personal and received")

@@ -89,6 +89,11 @@ class Cards(Mapping[ClientId, Card]):
             self._components.get((modalities, tasks), ()),
         )
 
+    @property
+    def models(self) -> tuple[Names, ...]:
+        """Return the different sets of components among the clients."""
+        return tuple(dict.fromkeys(self._components.values()))
+
     def with_components(self, components: Callable[[Names, Names], Names]) -> Cards:
         """Return the cards with the components that a client with such modalities and tasks has."""
         cards = copy(self)
