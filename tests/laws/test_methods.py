@@ -1,4 +1,7 @@
-"""Laws that hold for every method of the registry (design, promises 1-5 and 7)."""
+"""Laws that hold for every method of the registry (design, promises 1-5 and 7).
+
+Those in which training takes part are held against both ways to train: clients of one model stacked, and one by one.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,17 @@ EXCHANGING = [name for name in ALL if name not in POOLED | {"local"}]
 every_method = pytest.mark.parametrize("method", ALL)
 every_exchanging_method = pytest.mark.parametrize("method", EXCHANGING)
 
+STACKED, ALONE = PATHS = ("stacked", "one by one")
+on_both_paths = pytest.mark.parametrize("path", PATHS)
+
+# Clients 0, 3 and 5 have one model, 1 and 4 another; that of client 2 is its alone.
+SHARED_MODELS = {
+    "scenario__clients": 6,
+    "scenario__modalities__sets": [["image"], ["audio", "image"], ["audio"], ["image"], ["audio", "image"], ["image"]],
+    "scenario__tasks__sets": [["digit"], ["digit", "parity"], ["parity"], ["digit"], ["digit", "parity"], ["digit"]],
+    "engine__workers": 1,
+}
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -43,15 +57,17 @@ def digests(outcome: Outcome) -> tuple[str, str]:
     return outcome.digest, outcome.personal_digest
 
 
-def experiment_of(method: str, **changes: Any) -> Experiment:
-    return tiny(method__name=method, **changes)
+def experiment_of(method: str, path: str = STACKED, **changes: Any) -> Experiment:
+    batching = {STACKED: "on", ALONE: "off"}[path]
+    return tiny(**{"method__name": method, "engine__batching": batching, **SHARED_MODELS, **changes})
 
 
 # -------------------------------------------------------------------------- promise 1: only shared names leave
 
 
 @every_method
-def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both_paths
+def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read every reply off the wire, as bytes: its tensor names are those the order expects."""
     seen = 0
 
@@ -66,7 +82,7 @@ def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, monkeypat
         seen += 1
         return received
 
-    world = build_world(experiment_of(method))
+    world = build_world(experiment_of(method, path))
     orders = watch_orders(monkeypatch)
     initial = world.architecture.initial(0)
     personal_names = {
@@ -105,31 +121,35 @@ def test_a_client_is_sent_only_components_of_its_own_model(method: str, monkeypa
 
 
 @every_method
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(method: str) -> None:
-    first = train(experiment_of(method))
-    assert digests(train(experiment_of(method))) == digests(first)
-    assert digests(train(experiment_of(method, seed=4))) != digests(first)
+@on_both_paths
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(method: str, path: str) -> None:
+    first = train(experiment_of(method, path))
+    assert digests(train(experiment_of(method, path))) == digests(first)
+    assert digests(train(experiment_of(method, path, seed=4))) != digests(first)
 
 
 @every_method
-def test_the_process_wide_generator_is_left_alone(method: str) -> None:
+@on_both_paths
+def test_the_process_wide_generator_is_left_alone(method: str, path: str) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    train(experiment_of(method, rounds=1))
+    train(experiment_of(method, path, rounds=1))
     assert torch.equal(torch.rand(3), expected)
 
 
 @every_method
-def test_what_was_drawn_before_does_not_matter(method: str) -> None:
-    first = train(experiment_of(method, rounds=1))
+@on_both_paths
+def test_what_was_drawn_before_does_not_matter(method: str, path: str) -> None:
+    first = train(experiment_of(method, path, rounds=1))
     torch.rand(100)
-    assert digests(train(experiment_of(method, rounds=1))) == digests(first)
+    assert digests(train(experiment_of(method, path, rounds=1))) == digests(first)
 
 
 @every_exchanging_method
-def test_the_order_in_which_orders_are_written_down_is_irrelevant(method: str) -> None:
-    experiment = experiment_of(method, rounds=2)
+@on_both_paths
+def test_the_order_in_which_orders_are_written_down_is_irrelevant(method: str, path: str) -> None:
+    experiment = experiment_of(method, path, rounds=2)
     expected = train(experiment)
     world = build_world(experiment)
     turned = replace(world, method=Backwards(world.method))
@@ -156,14 +176,70 @@ class Backwards:
             answer = yield replace(wanted, orders=dict(reversed(list(wanted.orders.items()))))
 
 
+RAGGED = {
+    "scenario__partition__quantity_alpha": 1.0,
+    "scenario__modalities": {"name": "sample-skew", "base": "all", "minimum_rate": 0.3},
+    "scenario__tasks__sets": [["digit"], ["digit", "parity"]] * 3,
+    "train__epochs": 2,
+    "train__batch_size": 16,
+    "train__momentum": 0.5,
+    "train__weight_decay": 0.01,
+    "rounds": 2,
+}
+
+
+@every_method
+def test_training_stacked_and_one_by_one_agree_up_to_rounding(method: str, tmp_path: Path) -> None:
+    """With other numbers of steps per client, several epochs, and samples that lack a modality."""
+    runs = {}
+    for path in PATHS:
+        outcome = train(experiment_of(method, path, **RAGGED), tmp_path / path)
+        runs[path] = (outcome, records(tmp_path / path))
+    assert (fits(runs[STACKED][1]) == {"stacked"}) == (method not in POOLED)
+    assert fits(runs[ALONE][1]) == {"one by one"}
+    for one, other in zip(*(tensors_of(outcome) for outcome, _ in runs.values()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
+    for left, right in zip(*(lines for _, lines in runs.values()), strict=True):
+        assert_alike({**left, "fits": None}, {**right, "fits": None})
+    steps = {line["client"]: line["numbers"]["steps"] for line in runs[STACKED][1] if line["kind"] == "client"}
+    assert len(set(steps.values())) > 1 or method in POOLED, "every client takes equally many steps"
+
+
+def fits(lines: list[dict[str, Any]]) -> set[str]:
+    """Name the ways in which clients were trained."""
+    return {way.split(":")[0] for line in lines if line["kind"] == "round" for way in line["fits"]}
+
+
+def tensors_of(outcome: Outcome) -> list[torch.Tensor]:
+    """Return the tensors of the server and of all clients, by name."""
+    found = []
+    for tree in (outcome.state, outcome.personal):
+        held = pack(tree)[1]
+        found += [held[name] for name in sorted(held)]
+    return found
+
+
+def assert_alike(left: Any, right: Any) -> None:
+    """Hold two records against each other: fractions may differ by rounding, all else is equal."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_alike(left[key], right[key])
+    elif isinstance(left, float) and not left.is_integer():
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+    else:
+        assert left == right
+
+
 # -------------------------------------------------------------------------- promise 3: a stopped run continues
 
 
 @every_method
-def test_stopping_and_resuming_changes_no_bit(method: str, tmp_path: Path) -> None:
-    whole = train(experiment_of(method), tmp_path / "whole")
-    train(experiment_of(method, rounds=1), tmp_path / "parts")
-    resumed = train(experiment_of(method), tmp_path / "parts", resume=True)
+@on_both_paths
+def test_stopping_and_resuming_changes_no_bit(method: str, path: str, tmp_path: Path) -> None:
+    whole = train(experiment_of(method, path), tmp_path / "whole")
+    train(experiment_of(method, path, rounds=1), tmp_path / "parts")
+    resumed = train(experiment_of(method, path), tmp_path / "parts", resume=True)
     assert digests(resumed) == digests(whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
@@ -262,9 +338,10 @@ def test_a_reply_that_travels_as_bytes_gives_the_same_bits(method: str) -> None:
 
 
 @every_method
-def test_evaluating_more_often_changes_no_bit(method: str) -> None:
-    seldom = train(experiment_of(method, engine__evaluate_every=100))
-    assert digests(train(experiment_of(method, engine__evaluate_every=1))) == digests(seldom)
+@on_both_paths
+def test_evaluating_more_often_changes_no_bit(method: str, path: str) -> None:
+    seldom = train(experiment_of(method, path, engine__evaluate_every=100))
+    assert digests(train(experiment_of(method, path, engine__evaluate_every=1))) == digests(seldom)
 
 
 @every_method
@@ -293,8 +370,9 @@ class Watching:
 
 
 @every_method
-def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: str) -> None:
-    world = build_world(experiment_of(method))
+@on_both_paths
+def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: str, path: str) -> None:
+    world = build_world(experiment_of(method, path))
     watching = Watching(world.method)
     kept: list[tuple[Reply, str]] = []
 
@@ -308,7 +386,8 @@ def test_a_round_changes_neither_the_state_nor_the_replies_it_was_given(method: 
 
 
 @every_method
-def test_a_client_does_not_change_what_it_was_sent(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both_paths
+def test_a_client_does_not_change_what_it_was_sent(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Order, str]] = []
     begin = Alone._begin
 
@@ -317,7 +396,7 @@ def test_a_client_does_not_change_what_it_was_sent(method: str, monkeypatch: pyt
         return begin(self, one, clock)
 
     monkeypatch.setattr(Alone, "_begin", noted)
-    train(experiment_of(method, rounds=1))
+    train(experiment_of(method, path, rounds=1))
     assert seen
     assert all(digest_of(pack(order.tensors)[1]) == digest for order, digest in seen)
 
@@ -351,12 +430,13 @@ def test_identical_replies_come_back_unchanged(method: str) -> None:
 
 
 @every_method
-def test_training_helps(method: str) -> None:
+@on_both_paths
+def test_training_helps(method: str, path: str) -> None:
     """A method that does nothing would pass the laws above."""
     # The adaptive servers move each weight by about their own rate a round, whatever the clients': 0.01 is too short.
     server = {"method__server_lr": 0.1} if method in {"fedadam", "fedyogi", "fedadagrad"} else {}
     training = {"train__lr": 0.1, "train__momentum": 0.9, "train__epochs": 2}
-    world = build_world(experiment_of(method, rounds=6, **training, **server))
+    world = build_world(experiment_of(method, path, rounds=6, **training, **server))
     loop = world.loop()
     outcome = loop.run()
     pooled = world.federation.members is not None
