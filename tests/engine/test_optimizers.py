@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyfed.engine.optimizers import clip, optimizer
+from polyfed.engine.optimizers import clip, clip_rows, optimizer
 from polyfed.errors import UserError
 from polyfed.method.protocol import Recipe
 
@@ -47,13 +47,20 @@ def test_steps_agree_with_torch(
 
 
 def test_clipping_limits_the_joint_norm_and_leaves_small_gradients_alone() -> None:
-    large = [torch.tensor([3.0]), None, torch.tensor([4.0])]
-    clip(large, 1.0)
-    assert large[0] is not None and large[2] is not None
-    torch.testing.assert_close(torch.cat([large[0], large[2]]), torch.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
+    large, nothing, larger = clip([torch.tensor([3.0]), None, torch.tensor([4.0])], 1.0)
+    assert large is not None and nothing is None and larger is not None
+    torch.testing.assert_close(torch.cat([large, larger]), torch.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
     small = [torch.tensor([0.3]), torch.tensor([0.4])]
-    clip(small, 1.0)
-    assert torch.equal(torch.cat(small), torch.tensor([0.3, 0.4]))
+    assert clip(small, 1.0) == small
+    assert clip([None], 1.0) == [None]
+
+
+def test_clipping_of_a_stack_limits_the_norm_of_each_client() -> None:
+    large, nothing, larger = clip_rows([torch.tensor([[3.0], [0.3]]), None, torch.tensor([4.0, 0.4])], 1.0)
+    assert large is not None and nothing is None and larger is not None
+    torch.testing.assert_close(large, torch.tensor([[0.6], [0.3]]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(larger, torch.tensor([0.8, 0.4]), rtol=1e-5, atol=0)
+    assert clip_rows([None], 1.0) == [None]
 
 
 def test_an_unknown_optimizer_is_named_with_the_choices() -> None:

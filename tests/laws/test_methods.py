@@ -67,7 +67,9 @@ def experiment_of(method: str, path: str = STACKED, **changes: Any) -> Experimen
 
 @every_method
 @on_both_paths
-def test_replies_hold_what_was_asked_for_and_nothing_else(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_hold_what_was_asked_for_and_nothing_else(
+    method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Read every reply off the wire, as bytes: its tensor names are those the order expects."""
     seen = 0
 

@@ -16,8 +16,9 @@ class Descent:
     """Optimiser steps of one fit.
 
     A parameter that the first loss does not reach has no gradient and must not move, whatever weight decay or momentum
-    say; then every parameter is stepped by itself. Otherwise (the usual case) all are stepped as flat stretches, and
-    where a later loss does not reach a parameter its gradient counts as zero.
+    say; then every parameter is stepped by itself. Otherwise (the usual case), where an optimiser does more than to
+    subtract gradients, all are stepped as flat stretches: few passes over memory however many parameters there are.
+    Where a later loss does not reach a parameter, its gradient then counts as zero.
     """
 
     def __init__(self, model: Resident, moving: list[str], recipe: Recipe) -> None:
@@ -25,38 +26,34 @@ class Descent:
         self._recipe = recipe
         self._parameters = [model.parameters[name] for name in moving]
         self._names = moving
-        self._slopes: list[Tensor] | None = None
+        self._plain = recipe.optimizer == "sgd" and not recipe.momentum and not recipe.weight_decay
         self._rule: Optimizer | None = None
+        self._stretches: list[Tensor] = []
+        self._slopes: list[Tensor] = []
 
     def step(self, loss: Tensor) -> None:
         """Move the parameters by the gradient of a loss."""
-        gradients = self._gradients(loss)
-        assert self._rule is not None
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
+        if self._rule is None:
+            self._rule = self._begin(flat=not self._plain and all(slope is not None for slope in found))
+        gradients: Sequence[Tensor | None] = self._flat(found) if self._stretches else found
         if self._recipe.clip_norm is not None:
-            clip(gradients, self._recipe.clip_norm)
+            gradients = clip(gradients, self._recipe.clip_norm)
         with torch.no_grad():
             self._rule.step(gradients)
 
-    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
-        if self._slopes is not None:
-            for slope in self._slopes:
-                slope.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return self._slopes
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
-        if self._rule is None:
-            self._begin(found)
-        if self._slopes is not None:
-            return self._slopes
-        # autograd may give two parameters one and the same tensor, and clipping scales in place
-        return [None if slope is None else slope.clone() for slope in found]
+    def _begin(self, *, flat: bool) -> Optimizer:
+        if not flat:
+            return optimizer(self._recipe, [parameter.data for parameter in self._parameters])
+        self._stretches = self._model.segments(self._model.slopes, self._names)
+        slopes = self._model.views(self._model.slopes)
+        self._slopes = [slopes[name] for name in self._names]
+        return optimizer(self._recipe, self._model.segments(self._model.values, self._names))
 
-    def _begin(self, found: Sequence[Tensor | None]) -> None:
-        if any(slope is None for slope in found):
-            self._rule = optimizer(self._recipe, [parameter.data for parameter in self._parameters])
-            return
-        self._slopes = self._model.segments(self._model.slopes, self._names)
-        self._rule = optimizer(self._recipe, self._model.segments(self._model.values, self._names))
-        for parameter, slope in zip(self._parameters, found, strict=True):
-            assert parameter.grad is not None and slope is not None
-            parameter.grad.copy_(slope)
+    def _flat(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+        """Gather gradients in the flat buffer."""
+        torch._foreach_copy_(
+            self._slopes,
+            [torch.zeros_like(to) if slope is None else slope for to, slope in zip(self._slopes, found, strict=True)],
+        )
+        return self._stretches

@@ -12,20 +12,20 @@ class LoggedMeans:
     """Means over the batches of one client."""
 
     def __init__(self) -> None:
-        self._shares: dict[str, Share] = {}
+        self._totals: dict[str, list[Tensor]] = {}
+        self._samples: dict[str, list[Tensor | int]] = {}
 
     def add(self, logged: Logged, samples: int) -> None:
         """Take in what was logged for one batch."""
         for name, value in logged.items():
-            share = value if isinstance(value, Share) else Share(value.detach() * samples, torch.tensor(samples))
-            held = self._shares.get(name)
-            if held is not None:
-                share = Share(held.total + share.total, held.samples + share.samples)
-            self._shares[name] = share
+            total, counted = value if isinstance(value, Share) else (value.detach() * samples, samples)
+            self._totals.setdefault(name, []).append(total)
+            self._samples.setdefault(name, []).append(counted)
 
     def means(self) -> dict[str, float]:
         """Return the means; a name of which no sample counted has none."""
-        return {name: float(held.total) / int(held.samples) for name, held in self._shares.items() if int(held.samples)}
+        counts = {name: sum(int(counted) for counted in held) for name, held in self._samples.items()}
+        return {name: float(torch.stack(self._totals[name]).sum()) / count for name, count in counts.items() if count}
 
 
 class StackedMeans:

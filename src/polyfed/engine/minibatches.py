@@ -67,7 +67,7 @@ class StackedBatches:
         width = min(size, max(len(samples) for samples in data))
         sequences = [positions(epochs, width) for epochs in orders]
         self.steps = [len(sequence) // width for sequence in sequences]
-        places = pad_sequence(sequences, batch_first=True, padding_value=NOBODY).view(len(data), -1, width)
+        places = side_by_side(sequences, NOBODY).view(len(data), -1, width)
         self._valid = places != NOBODY
         self._whole = bool(self._valid.all())
         self._sizes = self._valid.sum(-1)
@@ -84,7 +84,7 @@ class StackedBatches:
 
     def _placed(self, values: Sequence[Tensor]) -> Tensor:
         """Lay out one value per sample, by client and step: (clients, steps, batch)."""
-        return pad_sequence(list(values), batch_first=True).gather(1, self._places).view(self._valid.shape)
+        return side_by_side(values, 0).gather(1, self._places).view(self._valid.shape)
 
     def _mask(self, masks: Sequence[Masks], name: str) -> Tensor:
         """Lay out a mask; it is false at padding."""
@@ -109,6 +109,13 @@ class StackedBatches:
     def _fetch(self, column: Column, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         values = column.gather(rows).view(*mask.shape, *column.shape)
         return keep(values, mask) if name in self._partial else values
+
+
+def side_by_side(sequences: Sequence[Tensor], padding: int) -> Tensor:
+    """Stack sequences (length,), the shorter ones padded at their ends."""
+    if len({len(sequence) for sequence in sequences}) == 1:
+        return torch.stack(list(sequences))
+    return pad_sequence(list(sequences), batch_first=True, padding_value=padding)
 
 
 def positions(orders: Sequence[Tensor], width: int) -> Tensor:

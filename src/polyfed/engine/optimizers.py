@@ -122,20 +122,21 @@ def with_gradient(
     return places, moving, slopes
 
 
-def clip(gradients: Sequence[Tensor | None], norm: float) -> None:
-    """Scale gradients in place so that their joint Euclidean norm is at most ``norm``."""
-    present = [slope for slope in gradients if slope is not None]
-    if not present:
-        return
-    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present)))
-    torch._foreach_mul_(present, (norm / (total + 1e-6)).clamp(max=1.0))
-
-
-def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> list[Tensor | None]:
-    """Return stacked gradients (clients, *shape) scaled so that each client's joint norm is at most ``norm``.
+def clip(gradients: Sequence[Tensor | None], norm: float) -> list[Tensor | None]:
+    """Return gradients scaled so that their joint Euclidean norm is at most ``norm``.
 
     They are not scaled in place: autograd may give two parameters one and the same tensor.
     """
+    present = [slope for slope in gradients if slope is not None]
+    if not present:
+        return list(gradients)
+    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present)))
+    scaled = iter(torch._foreach_mul(present, (norm / (total + 1e-6)).clamp(max=1.0)))
+    return [None if slope is None else next(scaled) for slope in gradients]
+
+
+def clip_rows(gradients: Sequence[Tensor | None], norm: float) -> list[Tensor | None]:
+    """Return stacked gradients (clients, *shape), each client's scaled to a joint norm of at most ``norm``."""
     present = [slope for slope in gradients if slope is not None]
     if not present:
         return list(gradients)

@@ -35,12 +35,11 @@ class Resident:
         size = sum(parameter.numel() for parameter in self.parameters.values())
         self.values = torch.empty(size, dtype=first.dtype, device=first.device)
         self.slopes = torch.zeros_like(self.values)
-        values, slopes = self.views(self.values), self.views(self.slopes)
+        values = self.views(self.values)
         for name, parameter in self.parameters.items():
             values[name].copy_(parameter.detach())
             parameter.data = values[name]
-            parameter.grad = slopes[name]
-        self._usual_layout = all(value.is_contiguous() for value in values.values())
+        self._unusual = [name for name, value in values.items() if not value.is_contiguous()]
         self._loaded: list[tuple[Tensor, int]] = []
         self._last = self.values.clone()
 
@@ -91,10 +90,9 @@ class Resident:
         sizes = [parameter.numel() for parameter in self.parameters.values()]
         pieces = zip(self.parameters.items(), torch.split(flat, sizes), strict=True)
         held = {name: piece.view(parameter.shape) for (name, parameter), piece in pieces}
-        if self._usual_layout:
-            flat.copy_(self.values)
-        else:
-            torch._foreach_copy_(list(held.values()), [parameter.detach() for parameter in self.parameters.values()])
+        flat.copy_(self.values)
+        for name in self._unusual:
+            held[name].copy_(self.parameters[name].detach())
         return {name: held[name] for name in names}
 
     def segments(self, flat: Tensor, names: Iterable[str]) -> list[Tensor]:

@@ -61,7 +61,8 @@ def total_loss(tasks: Mapping[str, Task], outputs: Outputs, batch: Batch) -> tup
     for name in sorted(outputs.predictions.keys() & batch.labelled.keys()):
         labelled = batch.labelled[name]
         values = sample_losses(tasks[name], outputs.predictions[name], batch.targets[name], labelled)
-        losses.append(masked_mean(values, labelled))
-        logged[f"loss.{name}"] = Share(keep(values, labelled).sum().detach(), labelled.sum())
+        total, count = keep(values, labelled).sum(), labelled.sum()
+        losses.append(total / count.clamp(min=1))
+        logged[f"loss.{name}"] = Share(total.detach(), count)
     # Without any task, the fused vector's empty sum keeps a graph.
     return reduce(torch.add, losses) if losses else outputs.fused.flatten()[:0].sum(), logged

@@ -11,8 +11,9 @@ def keep(values: Tensor, mask: Tensor) -> Tensor:
 
     values (*mask shape, ...), mask bool -> the shape of values. Multiplying by the mask would not do: 0 · NaN is NaN.
     """
-    wide = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim()))
-    return torch.where(wide, values, values.new_zeros(()))
+    for _ in range(values.dim() - mask.dim()):
+        mask = mask.unsqueeze(-1)
+    return torch.where(mask, values, 0)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
