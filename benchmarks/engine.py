@@ -17,6 +17,7 @@ from polyfed.data.columns import Column, IndirectColumn, TensorColumn
 from polyfed.data.dataset import Dataset
 from polyfed.data.samples import Batch, Table
 from polyfed.data.schema import Modality, Task
+from polyfed.engine.allocator import keep_freed_memory
 from polyfed.engine.loop import Loop, Outcome
 from polyfed.experiment import config
 from polyfed.experiment.world import World
@@ -44,6 +45,12 @@ class Execution:
         """Return the ``engine`` section of an experiment without evaluation; checkpoints every round or at the end."""
         every = 1 if self.checkpoints else NEVER
         return {"device": self.device, "evaluate_every": NEVER, "checkpoint_every": every, **self.settings}
+
+
+def as_the_command_line() -> None:
+    """Set up this process as the command line sets up its own: one thread, and freed memory is kept."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def observer(turns: Turns) -> Callable[[Mapping[str, Any]], None]:

@@ -35,8 +35,8 @@ each with one task or two; Adam, two local epochs.
 
 **The bare loop** is the yardstick: one resident PyTorch model (in W4 one per group) and one thread. It copies the
 global parameters in, takes the SGD steps of each client, adds up what comes out and divides. It knows no federation,
-sends no messages, checks nothing, records nothing. polyfed runs with all its checks and records; checkpoints are
-measured by themselves, and nobody evaluates.
+sends no messages, checks nothing, records nothing. polyfed runs as from the command line, with all its checks
+and records; checkpoints are measured by themselves, and nobody evaluates.
 
 **The ratio** is polyfed's seconds per round divided by those of the bare loop: 0.50 means twice as fast as the loop,
 2.00 means half as fast. Both run in processes of their own and take turns every few rounds, who begins changes from
@@ -109,7 +109,7 @@ def machine(held: Values) -> str:
     gpu = f", {held['gpu']}" if held["gpu"] else ", no GPU used"
     return (
         f"Measured on {held['cores']} cores ({held['processor']}{gpu}), {held['system']}, Python {held['python']}, "
-        f"torch {held['torch']}, polyfed {held['polyfed']}; {held['repeats']} repetitions in fresh processes."
+        f"torch {held['torch']}, polyfed {held['polyfed']}; repetitions in fresh processes: {held['repeats']}."
     )
 
 

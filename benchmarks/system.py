@@ -52,6 +52,7 @@ class System:
             turns.begin()
             from benchmarks import engine
 
+            engine.as_the_command_line()
             execution = engine.Execution(self.settings, self.checkpoints, self.device)
             engine.run(workload, data, rounds, turns, execution)
         else:
@@ -65,6 +66,7 @@ class System:
         from benchmarks import engine, mixed
 
         if self.kind == POLYFED:
+            engine.as_the_command_line()
             mixed.run(rounds, turns, engine.Execution(self.settings, self.checkpoints, self.device))
         else:
             mixed.run_bare(rounds, turns)

@@ -109,7 +109,7 @@ ATTENTION = modular(
 )
 
 
-@pytest.mark.parametrize("architecture", [CONVOLUTION, small(fusion={"name": "attention", "heads": 2})])
+@pytest.mark.parametrize("architecture", [CONVOLUTION, ATTENTION], ids=["convolution", "attention"])
 def test_any_architecture_can_be_stacked_if_asked_to(architecture: Architecture) -> None:
     pending = cohort(architecture, (6, 3, 1), replace(RECIPE, lr=0.02))
     assert_agree(together(architecture, pending), alone(architecture, pending))

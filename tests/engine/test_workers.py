@@ -145,7 +145,11 @@ class Failing(Deadly):
     [
         (UserError("client 3: no such column"), UserError, "^client 3: no such column$"),
         (RunError("the disk went away"), RunError, "^the disk went away$"),
-        (ZeroDivisionError("by hand"), WorkerError, "(?s)worker . failed:.*Traceback.*in train.*ZeroDivisionError: by hand"),
+        (
+            ZeroDivisionError("by hand"),
+            WorkerError,
+            "(?s)worker . failed:.*Traceback.*in train.*ZeroDivisionError: by hand",
+        ),
     ],
 )
 def test_an_error_in_a_worker_reaches_the_user(error: Exception, kind: type[Exception], told: str) -> None:
@@ -260,5 +264,3 @@ def test_common_memory_holds_each_tensor_once_and_says_when_it_is_full() -> None
     assert common.number({"parameters": {"b": one, "c": two}}) == 1
     assert common.number({"parameters": {"d": torch.ones(1)}}) is None
     assert common.number({"parameters": {"e": two}}) == 2
-
-

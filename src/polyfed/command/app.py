@@ -14,6 +14,7 @@ import typer
 from polyfed import __version__
 from polyfed.command import data
 from polyfed.command.console import FAILURE, Commands, console, debugging, guarded, stoppable, tell
+from polyfed.engine.allocator import keep_freed_memory
 from polyfed.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,11 +45,16 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute; default: as the experiment says."),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="auto|N", help="Processes that train; default: as the experiment says."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     app(prog_name="polyfed")
 
 
@@ -90,6 +96,7 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the run in the folder anew.")] = False,
     device: Device = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train an experiment and report the results.
@@ -101,7 +108,7 @@ def run_command(
     checkpoints, summary.json and report.html. With --resume and --out but
     no file, the experiment is read from the folder.
     """
-    chosen = _to_run(experiment, settings, device, out if resume else None)
+    chosen = _to_run(experiment, settings, device, workers, out if resume else None)
     folder = out or Path("runs") / f"{_as_file_name(chosen.name)}-{chosen.method.name}-seed{chosen.seed}"
     if not resume and not overwrite:
         _refuse_used(folder)
@@ -124,21 +131,27 @@ def _go_on(folder: Path) -> str:
     return f"go on with: polyfed run --resume --out {shlex.quote(str(folder))}"
 
 
-def _load(path: Path | None, settings: list[str] | None, device: str | None = None) -> Experiment:
+def _load(
+    path: Path | None, settings: list[str] | None, device: str | None = None, workers: str | None = None
+) -> Experiment:
     from polyfed.experiment import config
 
     changes = dict(config.read_setting(text) for text in settings or [])
     if device is not None:
         changes["engine.device"] = device
+    if workers is not None:
+        changes["engine.workers"] = int(workers) if workers.isdecimal() else workers
     return config.load(path, changes)
 
 
-def _to_run(path: Path | None, settings: list[str] | None, device: str | None, resumed: Path | None) -> Experiment:
+def _to_run(
+    path: Path | None, settings: list[str] | None, device: str | None, workers: str | None, resumed: Path | None
+) -> Experiment:
     if path is None and resumed is not None:
         path = resumed / "experiment.yaml"
         if not path.is_file():
             raise UserError(f"{resumed} holds no run to go on with: it has no experiment.yaml")
-    return _load(path, settings, device)
+    return _load(path, settings, device, workers)
 
 
 def _as_file_name(text: str) -> str:
@@ -177,6 +190,7 @@ def compare_command(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison; default: runs/NAME-compare.")
     ] = None,
     device: Device = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train several methods with several seeds and put the results side by side.
@@ -185,7 +199,7 @@ def compare_command(
     broken ones go on where they stopped, so the same command can be given
     again after a stop, or with more methods and seeds.
     """
-    chosen = _load(experiment, settings, device)
+    chosen = _load(experiment, settings, device, workers)
     from polyfed.command import results
     from polyfed.command.progress import ComparisonProgress
     from polyfed.experiment.comparing import compare, read_methods, read_seeds

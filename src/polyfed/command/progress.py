@@ -151,6 +151,12 @@ class Display:
         if not self.live and not self.quiet:
             self.console.print(line, soft_wrap=True)
 
+    def warn(self, record: Record) -> None:
+        """Tell of a worker that died, above the live display if there is one."""
+        if record["kind"] == "worker" and not self.quiet:
+            then = "a new one tries again" if record["tried_again"] else "its clients' replies count as lost"
+            self.console.print(f"{record['reason']}; {then}", soft_wrap=True, highlight=False)
+
     def render(self) -> RenderableType:
         """Return what the live display shows."""
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -170,6 +176,7 @@ class RunProgress(Display):
 
     def __call__(self, record: Record) -> None:
         """Take in one record."""
+        self.warn(record)
         key = bool(record.get("baseline"))
         if key not in self._trainings:
             self._trainings[key] = Training(self._labels[key], self._total)
@@ -193,6 +200,7 @@ class ComparisonProgress(Display):
         if record["kind"] == "run":
             self._run(record)
             return
+        self.warn(record)
         before = self._training.rounds.done
         if self._training.add(record):
             start = (self._number - 1) * self._rounds

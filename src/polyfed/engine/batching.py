@@ -35,7 +35,7 @@ class Rule:
     def against(self, model: Resident) -> str | None:
         """Return why clients with this model are trained one by one, None if they may be stacked."""
         if self.batching == "off":
-            return "engine.batching is off"
+            return "batching is switched off"
         if self.batching == "on" or self.accelerated:
             return None
         if any(parameter.dim() > 2 for parameter in model.parameters.values()):

@@ -31,8 +31,10 @@ def epoch_orders(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> li
 
 
 def batches(count: int, epochs: int, size: int, key: tuple[Key, ...]) -> list[Tensor]:
-    """Return positions of every mini-batch; the last one of an epoch may be smaller."""
-    at_once = max(1, min(size, count))  # torch cannot count as far as a user can
+    """Return positions of every mini-batch; the last one of an epoch may be smaller. No samples, no batches."""
+    if not count:
+        return []
+    at_once = min(size, count)  # torch cannot count as far as a user can
     return [part for order in epoch_orders(count, epochs, size, key) for part in torch.split(order, at_once)]
 
 

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,10 @@ class Workers:
 
         parent = os.getpid()
         process = context.Process(target=begin, name=f"polyfed worker {number}", daemon=True)
-        process.start()
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn of forking beside threads; a worker uses nothing that threads here hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
         theirs.close()
         return Worker(number, process, ours, memory)
 
