@@ -538,7 +538,7 @@ def both_cut(folder: Path) -> None:
 
 
 SAVED: dict[str, tuple[Damage, str]] = {
-    "future format": (head(lambda h: h.update(format=99), 1), "checkpoint format 99; this version reads 1"),
+    "future format": (head(lambda h: h.update(format=99), 1), "checkpoint format 99; this version reads 2"),
     "other data": (head(lambda h: h["identity"].update(data="x"), 1), "belongs to another run: data differ"),
     "all damaged": (both_cut, r"no usable checkpoint\..*round-000001.*SHA-256.*round-000000"),
     "entries missing": (

@@ -48,8 +48,8 @@ def of_size(parameters: int) -> Resident:
         (Rule("auto", accelerated=True), nn.Linear(LARGEST_ON_CPU + 1, 1), None),
         (Rule("on"), nn.Conv2d(1, 2, 3), None),
         (Rule("on"), nn.Linear(LARGEST_ON_CPU + 1, 1), None),
-        (Rule("off"), nn.Linear(64, 10), "engine.batching is off"),
-        (Rule("off", accelerated=True), nn.Linear(64, 10), "engine.batching is off"),
+        (Rule("off"), nn.Linear(64, 10), "batching is switched off"),
+        (Rule("off", accelerated=True), nn.Linear(64, 10), "batching is switched off"),
     ],
 )
 def test_the_rule_follows_configuration_model_and_device(rule: Rule, module: nn.Module, reason: str | None) -> None:
