@@ -67,9 +67,10 @@ def test_without_its_padding_a_stack_is_the_clients_own_batches(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(counts, min_size=1, max_size=5), epochs, sizes)
-def test_padding_is_absent_unlabelled_and_zero(held: list[int], epochs: int, size: int) -> None:
-    table = table_of(MODALITIES, [DIGIT, PICTURE], sum(held))
+@given(st.lists(counts, min_size=1, max_size=5), epochs, sizes, st.booleans())
+def test_padding_is_absent_unlabelled_and_zero(held: list[int], epochs: int, size: int, gaps: bool) -> None:
+    """Whether or not the samples themselves lack something."""
+    table = table_of(MODALITIES if gaps else [VECTOR], [DIGIT, PICTURE] if gaps else [], sum(held))
     _, together, _ = stacked(dealt(table, held), epochs, size)
     for found in together:
         width = min(size, max(held))
