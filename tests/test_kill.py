@@ -42,7 +42,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Many short rounds with personal state (local) and server memory (the run itself)."""
     path = tmp_path_factory.mktemp("kill") / "experiment.yaml"
-    long = {**TINY, "rounds": 60, "baseline": "local", "method": {"name": "fedadam"}}
+    long = {**TINY, "rounds": 120, "baseline": "local", "method": {"name": "fedadam"}}
     path.write_text(yaml.safe_dump(long))
     return path
 
@@ -76,5 +76,7 @@ def test_ten_kills_change_no_bit(experiment: Path, tmp_path: Path) -> None:
 
 
 def newest(folder: Path) -> str:
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob("**/round-*"))
+    """Name the newest checkpoint; only folders that stay are looked into, for others vanish meanwhile."""
+    places = (folder / "baseline" / "checkpoints", folder / "checkpoints")
+    found = [path.relative_to(folder).as_posix() for place in places for path in sorted(place.glob("round-*"))]
     return found[-1] if found else ""

@@ -71,6 +71,12 @@ def cohort(
     return pending
 
 
+def fit_of(pending: Pending) -> Fit:
+    """Return the fit that is asked for."""
+    assert isinstance(pending.request, Fit)
+    return pending.request
+
+
 def answers(trainer: Trainer, pending: Sequence[Pending]) -> list[Fitted]:
     """Train a cohort."""
     found = trainer.answer(pending)

@@ -11,11 +11,12 @@ from torch import nn
 
 from polyfed.engine.batching import LARGEST_ON_CPU, Rule, layout, signature, trial
 from polyfed.engine.resident import Resident
-from polyfed.engine.trainer import Pending, Trainer
+from polyfed.engine.trainer import Trainer
 from polyfed.method.objective import Proximal, supervised
 from polyfed.method.protocol import Fit, Fitted, Recipe
+from polyfed.model.architecture import Architecture
 from polyfed.model.modular import modular
-from tests.engine.cohorts import Toy, alone, answers, cohort, together
+from tests.engine.cohorts import Toy, alone, answers, cohort, fit_of, together
 from tests.model.examples import DIGIT, IMAGE, VECTOR
 
 RECIPE = Recipe(lr=0.1, momentum=0.5, epochs=2, batch_size=4)
@@ -60,8 +61,9 @@ def test_the_rule_follows_configuration_model_and_device(rule: Rule, module: nn.
 def test_a_tiny_model_is_stacked_by_default_and_a_convolution_is_not() -> None:
     convolution = modular({"image": IMAGE}, {"digit": DIGIT}, width=8, encoders={"image": {"channels": [4]}})
     large = modular({"vector": VECTOR}, {"digit": DIGIT}, encoders={"vector": {"hidden": [300, 100]}})
+    architectures: dict[str, Architecture] = {"tiny": Toy(), "convolution": convolution, "large": large}
     paths = {}
-    for name, architecture in {"tiny": Toy(), "convolution": convolution, "large": large}.items():
+    for name, architecture in architectures.items():
         trainer = Trainer(architecture)
         answers(trainer, cohort(architecture, COUNTS, RECIPE))
         paths[name] = dict(trainer.paths)
@@ -105,8 +107,7 @@ def test_the_last_chunk_may_be_one_client_and_all_are_stacked_all_the_same() -> 
 
 def request_of(architecture: Any, **changes: Any) -> Fit:
     (pending,) = cohort(architecture, (4,), RECIPE)
-    assert isinstance(pending.request, Fit)
-    return replace(pending.request, **changes)
+    return replace(fit_of(pending), **changes)
 
 
 def test_fits_that_differ_in_more_than_values_samples_and_seeds_have_other_signatures() -> None:
@@ -140,13 +141,13 @@ def test_fits_that_differ_in_more_than_values_samples_and_seeds_have_other_signa
 def test_equal_objectives_are_stacked_though_they_are_two_objects() -> None:
     anchor = Toy().initial(0)
     pending = cohort(Toy(), COUNTS, RECIPE, extra=lambda client: {"anchor": anchor})
-    pending = [replace(one, request=replace(one.request, objective=Proximal(0.1))) for one in pending]
+    pending = [replace(one, request=replace(fit_of(one), objective=Proximal(0.1))) for one in pending]
     assert together(Toy(), pending)
 
 
 def test_a_client_that_is_the_only_one_of_its_kind_trains_alone() -> None:
     pending = cohort(Toy(), (4, 4, 4), RECIPE)
-    pending[1] = replace(pending[1], request=replace(pending[1].request, recipe=replace(RECIPE, lr=0.2)))
+    pending[1] = replace(pending[1], request=replace(fit_of(pending[1]), recipe=replace(RECIPE, lr=0.2)))
     trainer = Trainer(Toy())
     answers(trainer, pending)
     assert dict(trainer.paths) == {
@@ -235,8 +236,7 @@ def test_stacking_disturbs_no_other_request_of_the_same_models() -> None:
     pending = cohort(Toy(), COUNTS, RECIPE)
     trainer = Trainer(Toy(), rule=Rule("on"))
     first = answers(trainer, pending)
-    one: Pending = pending[0]
-    assert isinstance(one.request, Fit)
-    lonely = trainer.fit(one.card, replace(one.request, trains=frozenset({"net"})), one.key)
+    one = pending[0]
+    lonely = trainer.fit(one.card, replace(fit_of(one), trains=frozenset({"net"})), one.key)
     assert_same_bits(answers(trainer, pending), first)
     assert_same_bits([lonely], alone(Toy(), pending)[:1])

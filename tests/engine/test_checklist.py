@@ -61,7 +61,7 @@ def passes(reply: Any, order: Order = ORDER, card: Card = CARD, *, first: Reply 
 def test_a_sound_reply_passes() -> None:
     assert passes(SOUND)
     assert passes(replace(SOUND, examples=0, numbers={"loss": 1}))
-    assert passes(replace(SOUND, tensors={"parameters": dict(reversed(SOUND.tensors["parameters"].items()))}))
+    assert passes(replace(SOUND, tensors={"parameters": dict(reversed(list(SOUND.tensors["parameters"].items())))}))
 
 
 def with_tensors(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Reply:

@@ -18,7 +18,7 @@ from polyfed.method.objective import Proximal, supervised
 from polyfed.method.protocol import Fitted, Recipe
 from polyfed.model.architecture import Architecture
 from polyfed.model.modular import modular
-from tests.engine.cohorts import Toy, alone, answers, assert_agree, cohort, together
+from tests.engine.cohorts import Toy, alone, answers, assert_agree, cohort, fit_of, together
 from tests.model.examples import AUDIO, DIGIT, IMAGE, PICTURE, PULSE, TEXT, VECTOR
 
 COUNTS = (13, 5, 1, 8, 4)
@@ -42,7 +42,7 @@ def small(**options: Any) -> Architecture:
 
 
 def moved(pending: Pending, fitted: Fitted) -> set[str]:
-    start = pending.request.start  # type: ignore[union-attr]
+    start = fit_of(pending).start
     return {name for name, value in fitted.parameters.items() if not torch.equal(value, start[name])}
 
 
@@ -261,12 +261,9 @@ def test_a_parameter_that_some_losses_reach(first: bool, always: bool, optimizer
         return Sometimes(lambda call: (call % 2 == 0) == first, always)
 
     trainer = Trainer(Toy())
-    expected = [
-        trainer.fit(one.card, replace(one.request, objective=objective()), one.key)  # type: ignore[type-var]
-        for one in pending
-    ]
-    requests: list[Any] = [replace(one.request, objective=objective()) for one in pending]  # type: ignore[type-var]
-    requests = [replace(request, objective=requests[0].objective) for request in requests]
+    expected = [trainer.fit(one.card, replace(fit_of(one), objective=objective()), one.key) for one in pending]
+    together = objective()
+    requests = [replace(fit_of(one), objective=together) for one in pending]
     orders = [epoch_orders(len(request.data), 2, 4, one.key) for request, one in zip(requests, pending, strict=True)]
     data = StackedBatches([request.data for request in requests], orders, 4, frozenset({"vector"}))
     model = trainer.model(("net",))
@@ -289,7 +286,7 @@ def test_clipping_is_not_confused_by_gradients_that_autograd_gives_to_two_parame
     found = together(Toy(), pending)
     assert_agree(found, alone(Toy(), pending))
     for one in found:
-        changes = {name: one.parameters[name] - value for name, value in pending[0].request.start.items()}  # type: ignore[union-attr]
+        changes = {name: one.parameters[name] - value for name, value in fit_of(pending[0]).start.items()}
         norm = float(torch.stack([change.norm() for change in changes.values()]).norm())
         assert norm == pytest.approx(recipe.lr * 0.5, rel=1e-3)
 
@@ -335,7 +332,7 @@ def test_results_of_clients_share_no_memory_with_each_other_or_the_start() -> No
     for value in found[0].parameters.values():
         value.zero_()
     assert all(torch.equal(found[1].parameters[name], value) for name, value in before.items())
-    assert float(pending[0].request.start["head.digit.weight"].abs().sum()) > 0  # type: ignore[union-attr]
+    assert float(fit_of(pending[0]).start["head.digit.weight"].abs().sum()) > 0
 
 
 def test_the_order_of_clients_is_that_of_the_requests() -> None:
