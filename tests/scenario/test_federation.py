@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 
 import numpy as np
 import pytest
@@ -105,10 +104,3 @@ def test_thinned_samples_are_those_the_skew_names_in_the_order_of_the_data() -> 
             chosen = [kept.index(row) for row in part.rows.tolist()]
             for name, mask in masks.items():
                 assert part.present[name].tolist() == mask[chosen].tolist()
-
-
-def test_a_federation_travels_to_another_process() -> None:
-    federation = federation_of(dataset_of(table_of(LABELS)))
-    assert fingerprint(pickle.loads(pickle.dumps(federation))) == fingerprint(federation)
-    pooled = federation.pooled()
-    assert fingerprint(pickle.loads(pickle.dumps(pooled))) == fingerprint(pooled)
