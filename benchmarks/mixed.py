@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class BareGroups:
         adam = torch.optim.Adam(parameters.values(), lr=self.recipe.lr)
         for _ in range(self.recipe.epochs):
             for rows in torch.split(torch.randperm(card.examples, generator=self.generator), self.recipe.batch_size):
-                part = Batch(*({name: value[rows] for name, value in values.items()} for values in batch))
+                part = batch.each(itemgetter(rows))
                 predictions = model(part).predictions
                 loss = sum(
                     (cross_entropy(predictions[task], part.targets[task]) for task in card.tasks),

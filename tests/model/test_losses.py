@@ -124,6 +124,23 @@ def test_total_is_the_sum_over_tasks_predicted_and_in_the_batch() -> None:
     assert predictions["pair"].grad is not None
 
 
+@pytest.mark.parametrize("task", [PAIR, NUMBER, PULSE], ids=lambda task: task.name)
+def test_a_batch_known_to_be_whole_has_the_loss_and_gradient_of_its_masks(task: Task) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (task.classes,) if task.kind == "classification" else task.shape
+    labels = torch.tensor([0, 1, 1]) if task.kind == "classification" else torch.randn(3, *shape, generator=generator)
+    found = []
+    for whole in (frozenset[str](), frozenset({task.name})):
+        prediction = torch.linspace(-2, 3, 3 * math.prod(shape)).view(3, *shape).requires_grad_()
+        batch = Batch({}, {}, {task.name: labels}, {task.name: bools(1, 1, 1)}, whole)
+        loss, logged = total_loss({task.name: task}, Outputs({}, prediction, {task.name: prediction}), batch)
+        loss.backward()
+        share = logged[f"loss.{task.name}"]
+        assert isinstance(share, Share) and not share.total.requires_grad
+        found.append((loss.detach(), prediction.grad, share.total, share.samples))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_total_without_any_task_is_zero_with_a_graph() -> None:
     fused = torch.ones(2, 3, requires_grad=True)
     total, logged = total_loss({}, Outputs({}, fused, {}), Batch({}, {}, {}, {}))

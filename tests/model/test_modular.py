@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from polyfed.data.samples import Batch
 from polyfed.data.schema import Modality, Task
+from polyfed.engine.stacked import STACKED_BATCH
 from polyfed.errors import UserError
 from polyfed.model import parts
 from polyfed.model.architecture import component_of
@@ -145,9 +146,9 @@ def test_whole_models_can_be_stacked(fusion: str) -> None:
         return total_loss(TASKS, functional_call(module, parameters, (batch,)), batch)[0]
 
     stacked = {name: torch.stack([parameters[name] for parameters in each]) for name in names}
-    parts_of = zip(*batches, strict=True)
+    parts_of = zip(*(one[:4] for one in batches), strict=True)
     batch = Batch(*({k: torch.stack([one[k] for one in part]) for k in part[0]} for part in parts_of))
-    together = vmap(grad(loss))(stacked, batch)
+    together = vmap(grad(loss), (0, STACKED_BATCH))(stacked, batch)
     for place in range(2):
         for name, gradient in grad(loss)(each[place], batches[place]).items():
             torch.testing.assert_close(together[name][place], gradient, rtol=1e-4, atol=1e-5)

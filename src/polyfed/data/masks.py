@@ -48,6 +48,11 @@ class Masks(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
+    @property
+    def whole(self) -> frozenset[str]:
+        """Names whose masks are known to be true everywhere; none where there are no samples."""
+        return frozenset(self.names).difference(self.gaps) if self.samples else frozenset()
+
     def only(self, names: Iterable[str]) -> Masks:
         """Return the masks of fewer names. Raises KeyError for a name that is not there."""
         chosen = tuple(sorted(names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,12 +18,25 @@ class Batch(NamedTuple):
 
     ``inputs[m]`` (batch, *shape of m) and its mask ``present[m]`` (batch,) bool; ``targets[t]`` (batch, *shape of t)
     and its mask ``labelled[t]`` (batch,) bool. Where a mask is false the value is zero and must not be used.
+    ``whole`` names tasks of which every sample is known to be labelled, without a look at the mask.
     """
 
     inputs: dict[str, Tensor]
     present: dict[str, Tensor]
     targets: dict[str, Tensor]
     labelled: dict[str, Tensor]
+    whole: frozenset[str] = frozenset()
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with every tensor changed."""
+        inputs, present, targets, labelled = (
+            {name: change(value) for name, value in part.items()} for part in self[:4]
+        )
+        return Batch(inputs, present, targets, labelled, self.whole)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return self if device.type == "cpu" else self.each(lambda value: value.to(device))
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,8 @@ class Samples:
             present, labelled, rows = present.take(positions), labelled.take(positions), rows.index_select(0, positions)
         wanted = present.names if modalities is None else frozenset(modalities)
         held = Masks(tuple(name for name in present.names if name in wanted), present.samples, present.gaps)
-        return Batch(*fetched(self.table.inputs, rows, held), *fetched(self.table.targets, rows, labelled))
+        inputs, targets = fetched(self.table.inputs, rows, held), fetched(self.table.targets, rows, labelled)
+        return Batch(*inputs, *targets, labelled.whole)
 
 
 def fetched(columns: Mapping[str, Column], rows: Tensor, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from polyfed.data.samples import Batch
 from polyfed.data.schema import Task
 from polyfed.engine.logged import StackedMeans
-from polyfed.engine.minibatches import StackedBatch, StackedBatches
+from polyfed.engine.minibatches import StackedBatches
 from polyfed.engine.optimizers import clip_rows, optimizer
 from polyfed.engine.resident import Resident
 from polyfed.method.protocol import Fit, Fitted, Groups, Objective, Recipe
@@ -24,6 +24,7 @@ from polyfed.model.architecture import Outputs, Tensors
 from polyfed.model.losses import Logged
 
 SHARED, STACKED = None, 0  # where vmap finds the clients: nowhere (all have one tensor in common), or on axis 0
+STACKED_BATCH: Any = Batch(STACKED, STACKED, STACKED, STACKED, SHARED)  # type: ignore[arg-type]  # axes, not tensors
 
 
 class Bound:
@@ -52,9 +53,8 @@ class Mapped:
         """Return the losses (clients,) and what each client logs, of the first ``count`` clients."""
         fixed = first(self._fixed, self._axes["fixed"], count)
         extra = {group: first(held, self._axes["extra"][group], count) for group, held in self._extra.items()}
-        found: tuple[Tensor, Logged] = vmap(self._one, (STACKED, self._axes["fixed"], STACKED, self._axes["extra"]))(
-            moving, fixed, batch, extra
-        )
+        axes = (STACKED, self._axes["fixed"], STACKED_BATCH, self._axes["extra"])
+        found: tuple[Tensor, Logged] = vmap(self._one, axes)(moving, fixed, batch, extra)
         return found
 
     def _one(self, moving: Tensors, fixed: Tensors, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
@@ -103,16 +103,9 @@ def fit_stacked(
     descent = StackedDescent(list(values.values()), requests[0].recipe)
     logged = StackedMeans(len(requests))
     for step in data:
-        losses, scalars = descent.step(mapped, list(values), on(step, device))
+        losses, scalars = descent.step(mapped, list(values), step.batch.to(device))
         logged.add({"loss": losses, **scalars}, step.sizes.to(device))
     return unstacked(requests, values, data.steps, logged.means())
-
-
-def on(step: StackedBatch, device: torch.device) -> Batch:
-    """Bring a batch onto the device."""
-    if device.type == "cpu":
-        return step.batch
-    return Batch(*({name: value.to(device) for name, value in part.items()} for part in step.batch))
 
 
 class StackedDescent:

@@ -205,10 +205,7 @@ class Trainer:
 
     def batch(self, data: Samples, positions: Tensor, active: frozenset[str]) -> Batch:
         """Fetch samples onto the device."""
-        batch = data.batch(positions, active)
-        if self.device.type == "cpu":
-            return batch
-        return Batch(*({name: value.to(self.device) for name, value in part.items()} for part in batch))
+        return data.batch(positions, active).to(self.device)
 
     def _batches(self, data: Samples, parts: Sequence[Tensor], active: frozenset[str]) -> Iterable[Batch]:
         """Fetch batches; those that come from a disk are fetched while the one before is in use."""
