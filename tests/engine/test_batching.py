@@ -15,6 +15,7 @@ from polyfed.engine.trainer import Trainer
 from polyfed.method.objective import Proximal, supervised
 from polyfed.method.protocol import Fit, Fitted, Recipe
 from polyfed.model.architecture import Architecture
+from polyfed.model.losses import Share, sample_losses
 from polyfed.model.modular import modular
 from tests.engine.cohorts import Toy, alone, answers, cohort, fit_of, together
 from tests.model.examples import DIGIT, IMAGE, VECTOR
@@ -226,9 +227,49 @@ def test_what_a_trial_found_is_remembered() -> None:
     trainer = Trainer(Toy())
     pending = cohort(Toy(), (4, 4), replace(RECIPE, epochs=1), objective=counted)
     answers(trainer, pending)
-    assert calls == 2  # the trial and a step
+    assert calls == 3  # the trial, without and with padding, and a step
     answers(trainer, pending)
-    assert calls == 3
+    assert calls == 4
+
+
+def regardless_of_labels(model: Any, batch: Any, extra: Any) -> Any:
+    loss = torch.nn.functional.cross_entropy(model(batch).predictions["digit"], batch.targets["digit"])
+    return loss, {}
+
+
+def averaged_over_everybody(model: Any, batch: Any, extra: Any) -> Any:
+    losses = sample_losses(DIGIT, model(batch).predictions["digit"], batch.targets["digit"], batch.labelled["digit"])
+    return (losses * batch.labelled["digit"]).mean(), {}
+
+
+def logging_regardless_of_labels(model: Any, batch: Any, extra: Any) -> Any:
+    loss, logged = supervised(model, batch, extra)
+    return loss, {**logged, "label": batch.targets["digit"].float().mean()}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [regardless_of_labels, averaged_over_everybody, logging_regardless_of_labels],
+    ids=lambda one: one.__name__,
+)
+def test_an_objective_that_padding_would_change_is_trained_one_by_one(objective: Any) -> None:
+    pending = cohort(Toy(), COUNTS, RECIPE, objective=objective)
+    trainer = Trainer(Toy(), rule=Rule("on"))
+    found = answers(trainer, pending)
+    reason = "the objective or the model counts samples that are absent and unlabelled, as padding is"
+    assert dict(trainer.paths) == {f"one by one: {reason}": 3}
+    assert_same_bits(found, alone(Toy(), pending))
+
+
+def test_what_an_objective_logs_may_hang_on_its_graph() -> None:
+    def attached(model: Any, batch: Any, extra: Any) -> Any:
+        loss, logged = supervised(model, batch, extra)
+        count = batch.labelled["digit"].sum()
+        return loss, {**logged, "again": Share(loss * count, count)}
+
+    pending = cohort(Toy(), COUNTS, RECIPE, objective=attached)
+    for fitted in (*together(Toy(), pending), *alone(Toy(), pending)):
+        assert fitted.numbers["again"] == pytest.approx(fitted.numbers["loss.digit"])
 
 
 def test_stacking_disturbs_no_other_request_of_the_same_models() -> None:

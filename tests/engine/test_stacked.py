@@ -81,12 +81,12 @@ def test_few_samples(counts: tuple[int, ...]) -> None:
     assert_agree(together(architecture, pending), alone(architecture, pending))
 
 
-def test_a_client_without_samples_sends_its_group_one_by_one() -> None:
+def test_a_client_without_samples_stays_behind_and_the_others_are_stacked() -> None:
     architecture = small()
     pending = cohort(architecture, (5, 0, 3), RECIPE)
     trainer = Trainer(architecture, rule=Rule("on"))
     found = answers(trainer, pending)
-    assert dict(trainer.paths) == {"one by one: a client without samples": 3}
+    assert dict(trainer.paths) == {"one by one: a client without samples": 1, "stacked": 2}
     assert (found[1].steps, moved(pending[1], found[1])) == (0, set())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import STACKED, Mapped
 from polyfed.method.protocol import Fit, Recipe
 from polyfed.model.architecture import Architecture, Tensors
+from polyfed.model.losses import Logged, Share
 
 Batching = Literal["auto", "on", "off"]
 
@@ -87,28 +88,20 @@ class Trial:
 
 
 CLIENTS = SAMPLES = 2
+PADDING = 1
+
+Found = tuple[Tensor, Logged, Sequence[Tensor | None]]
+"""Losses (clients,), what is logged, and gradients by parameter."""
 
 
 def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
-    """Map the objective over two clients with two blank samples each.
+    """Map the objective over two clients with two made-up samples each, and again with a padded one beside them.
 
-    It fails where the objective or the model draws random numbers (clients would share them) or branches on values.
+    It fails where the objective or the model draws random numbers (clients would share them) or branches on values,
+    or where padding, which is absent and unlabelled, changes what is found.
     """
     device = model.values.device
     names = [name for name in request.data.modalities if name in request.active]
-    batch = blank_batch(architecture, names, request.data.tasks, device)
-    moving = {
-        name: value.detach().expand(CLIENTS, *value.shape).contiguous() for name, value in model.parameters.items()
-    }
-    extra: dict[str, dict[str, Tensor]] = {
-        group: {name: value.to(device).expand(CLIENTS, *value.shape) for name, value in held.items()}
-        for group, held in request.extra.items()
-    }
-    axes: dict[str, Any] = {
-        "fixed": {},
-        "extra": {group: dict.fromkeys(held, STACKED) for group, held in extra.items()},
-    }
-    mapped = Mapped(model, request.objective, {}, extra, axes)
     kept = 0
 
     def weigh(value: Tensor) -> Tensor:
@@ -116,31 +109,77 @@ def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
         kept += value.nbytes
         return value
 
+    batches = [made_up(architecture, names, request.data.tasks, padding, device) for padding in (0, PADDING)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda value: value):
-            losses, _ = mapped({name: value.requires_grad_() for name, value in moving.items()}, batch, CLIENTS)
-            torch.autograd.grad(losses.sum(), list(moving.values()), allow_unused=True)
+            plain = tried(model, request, batches[0])
+        in_first = kept
+        padded = tried(model, request, batches[1])
     except Exception as error:  # whatever an objective, perhaps the user's own, does that cannot be mapped
         reason = str(error).split("\n", 1)[0].strip().rstrip(".")
         return Trial(f"the objective cannot be stacked: {type(error).__name__}: {reason[:200]}")
+    if not agree(plain, padded):
+        return Trial("the objective or the model counts samples that are absent and unlabelled, as padding is")
     parameters = CLIENTS * model.values.nbytes
-    return Trial(None, max(0, kept - parameters) // (CLIENTS * SAMPLES))
+    return Trial(None, max(0, in_first - parameters) // (CLIENTS * SAMPLES))
 
 
-def blank_batch(
-    architecture: Architecture, modalities: list[str], tasks: tuple[str, ...], device: torch.device
+def tried(model: Resident, request: Fit, batch: Batch) -> Found:
+    """Map the objective over a batch of every client, and differentiate."""
+    moving = {
+        name: value.detach().expand(CLIENTS, *value.shape).contiguous() for name, value in model.parameters.items()
+    }
+    extra: dict[str, dict[str, Tensor]] = {
+        group: {name: value.to(model.values.device).expand(CLIENTS, *value.shape) for name, value in held.items()}
+        for group, held in request.extra.items()
+    }
+    axes: dict[str, Any] = {
+        "fixed": {},
+        "extra": {group: dict.fromkeys(held, STACKED) for group, held in extra.items()},
+    }
+    leaves = {name: value.requires_grad_() for name, value in moving.items()}
+    losses, logged = Mapped(model, request.objective, {}, extra, axes)(leaves, batch, CLIENTS)
+    return losses, logged, torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+
+
+def agree(one: Found, other: Found) -> bool:
+    """Whether losses, what is logged and gradients are equal but for rounding."""
+    (losses, logged, slopes), (other_losses, other_logged, other_slopes) = one, other
+    if logged.keys() != other_logged.keys():
+        return False
+    pairs: list[tuple[Any, Any]] = [(losses, other_losses), *zip(slopes, other_slopes, strict=True)]
+    for name, value in logged.items():
+        pairs += zip(parts_of(value), parts_of(other_logged[name]), strict=True)
+    return all(
+        found is expected if found is None or expected is None else close(found, expected) for found, expected in pairs
+    )
+
+
+def parts_of(logged: Tensor | Share) -> tuple[Tensor, ...]:
+    """Return the sum and the count of a share, or what else was logged."""
+    return tuple(logged) if isinstance(logged, Share) else (logged,)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    return torch.allclose(one.detach().double(), other.detach().double(), rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+def made_up(
+    architecture: Architecture, modalities: list[str], tasks: tuple[str, ...], padding: int, device: torch.device
 ) -> Batch:
-    """Return stacked samples of zeros (clients, samples, *shape), all present and labelled."""
-    shape = (CLIENTS, SAMPLES)
-    here = torch.ones(shape, dtype=torch.bool, device=device)
+    """Return stacked samples (clients, samples + padding, *shape): ones, and zeros where there is padding."""
+    here = (torch.arange(SAMPLES + padding, device=device) < SAMPLES).expand(CLIENTS, -1)
+
+    def filled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return here.to(dtype).view(*here.shape, *[1] * len(shape)).expand(*here.shape, *shape).contiguous()
+
     inputs, targets = {}, {}
     for name in modalities:
         modality = architecture.modalities[name]
-        dtype = torch.int64 if modality.kind == "tokens" else torch.float32
-        inputs[name] = torch.zeros(*shape, *modality.shape, dtype=dtype, device=device)
+        inputs[name] = filled(modality.shape, torch.int64 if modality.kind == "tokens" else torch.float32)
     for name in tasks:
         task = architecture.tasks[name]
         classes = task.kind == "classification"
-        dtype = torch.int64 if classes else torch.float32
-        targets[name] = torch.zeros(*shape, *(() if classes else task.shape), dtype=dtype, device=device)
+        targets[name] = filled(() if classes else task.shape, torch.int64 if classes else torch.float32)
     return Batch(inputs, dict.fromkeys(modalities, here), targets, dict.fromkeys(tasks, here))

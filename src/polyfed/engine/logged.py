@@ -18,8 +18,8 @@ class LoggedMeans:
     def add(self, logged: Logged, samples: int) -> None:
         """Take in what was logged for one batch."""
         for name, value in logged.items():
-            total, counted = value if isinstance(value, Share) else (value.detach() * samples, samples)
-            self._totals.setdefault(name, []).append(total)
+            total, counted = value if isinstance(value, Share) else (value * samples, samples)
+            self._totals.setdefault(name, []).append(total.detach())
             self._samples.setdefault(name, []).append(counted)
 
     def means(self) -> dict[str, float]:
@@ -38,12 +38,12 @@ class StackedMeans:
     def add(self, logged: Logged, sizes: Tensor) -> None:
         """Take in what was logged for one batch of the first clients; values and ``sizes`` are (clients,)."""
         for name, value in logged.items():
-            share = value if isinstance(value, Share) else Share(value.detach() * sizes, sizes)
+            share = value if isinstance(value, Share) else Share(value * sizes, sizes)
             held = self._shares.get(name)
             if held is None:
                 held = self._shares[name] = Share(*(part.new_zeros(self._clients) for part in share))
             for total, part in zip(held, share, strict=True):
-                total[: len(sizes)] += part
+                total[: len(sizes)] += part.detach()
 
     def means(self) -> list[dict[str, float]]:
         """Return each client's means; a name of which no sample counted has none."""

@@ -19,7 +19,7 @@ from polyfed.engine.logged import LoggedMeans
 from polyfed.engine.minibatches import StackedBatches, batches, epoch_orders, steps_of
 from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import fit_stacked
-from polyfed.method.protocol import Fit, Fitted, Measure, Request
+from polyfed.method.protocol import Fit, Fitted, Measure, Objective, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
 from polyfed.rng import Key, seeded
 from polyfed.scenario.federation import Card
@@ -74,7 +74,9 @@ class Trainer:
         self.precision = precision
         self.paths: Counter[str] = Counter()
         self._models: dict[tuple[str, ...], Resident] = {}
-        self._trials: dict[Hashable, Trial] = {}
+        self._trials: dict[
+            Hashable, tuple[Trial, Objective]
+        ] = {}  # the objective is kept, so that its id stays its own
 
     def width(self, card: Card) -> int:
         """Return how many clients with such a model to hand over at once."""
@@ -85,7 +87,10 @@ class Trainer:
         answers: dict[int, Fitted | dict[str, float]] = {}
         groups: dict[Hashable, dict[int, PendingFit]] = {}
         for place, one in enumerate(pending):
-            if isinstance(one.request, Fit):
+            if isinstance(one.request, Fit) and not len(one.request.data):
+                self.paths["one by one: a client without samples"] += 1
+                answers[place] = self.fit(one.card, one.request, one.key)
+            elif isinstance(one.request, Fit):
                 key = signature(self.components(one.card, one.request.active), one.request)
                 groups.setdefault(key, {})[place] = PendingFit(one.card, one.request, one.key)
             else:
@@ -135,12 +140,12 @@ class Trainer:
             return against, untried
         if len(group) == 1:
             return "no other client has the same model, objective and kinds of samples", untried
-        if not all(len(one.request.data) for one in group):
-            return "a client without samples", untried
         if key not in self._trials:
             set_mode(model, training=True)
-            self._trials[key] = trial(self.architecture, model, group[0].request)
-        return self._trials[key].obstacle, self._trials[key]
+            request = group[0].request
+            self._trials[key] = trial(self.architecture, model, request), request.objective
+        found, _ = self._trials[key]
+        return found.obstacle, found
 
     def _fit_stack(self, model: Resident, moving: list[str], group: Sequence[PendingFit]) -> list[Fitted]:
         requests = [one.request for one in group]
