@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import polyfed
 from polyfed.command.listing import KINDS
+from polyfed.engine.trainer import Trainer
 from polyfed.experiment import config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -75,6 +77,37 @@ def test_experiments_run(name: str) -> None:
     result = polyfed.run(experiment)
     assert result.summary["rounds"] == 1
     assert all(client["metrics"] for client in result.summary["clients"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_workers_and_their_deaths_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if name == "own_files.yaml":
+        monkeypatch.setattr(sys, "argv", ["make_own_files.py", "own_files"])
+        runpy.run_path(str(EXAMPLES / "make_own_files.py"), run_name="__main__")
+    found = {}
+    for workers in (1, 2, 3):
+        summary = polyfed.run(example(name, rounds=2, **{"engine.workers": workers})).summary
+        found[workers] = summary["digest"], summary["personal_digest"], summary["tasks"]
+    dead = tmp_path / "a worker has died"
+    deadly(monkeypatch, dead)
+    summary = polyfed.run(example(name, rounds=2, **{"engine.workers": 2})).summary
+    assert dead.exists()
+    assert found[1] == found[2] == found[3] == (summary["digest"], summary["personal_digest"], summary["tasks"])
+
+
+def deadly(monkeypatch: pytest.MonkeyPatch, dead: Path) -> None:
+    """Have one worker killed, as the system would, in the middle of its third answer."""
+    answer, parent, count = Trainer.answer, os.getpid(), 0
+
+    def fatal(self: Trainer, pending: Any) -> Any:
+        nonlocal count
+        count += 1
+        if os.getpid() != parent and count == 3 and not dead.exists():
+            dead.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(self, pending)
+
+    monkeypatch.setattr(Trainer, "answer", fatal)
 
 
 def test_own_files_are_made_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
