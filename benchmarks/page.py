@@ -56,6 +56,15 @@ is fetching and stacking samples; checks are the screening of replies and the co
 clients, making orders and the conversation between method and engine.
 """
 
+LIMITS = """\
+**What stands in the way.** Of a round of W1 with one worker all but a twelfth or so is training, and that is PyTorch's
+convolutions: they are the floor under its ratio. W3 trains 100 clients in one stacked step, which takes about as long
+as the whole round may for its target (a quarter of the bare loop); and every client is a client, with its own samples,
+orders, reply, checks and record, which costs about 50 to 90 µs each. Its ratio falls with the size of the cohort, but
+not to a quarter. Between models small enough to be stacked and models whose kernels take most of the time, one client
+after another costs about 0.4 ms more than in the bare loop: the largest ratios on this page.
+"""
+
 OTHERS = """\
 Measured **earlier, not by this command**, on the same kind of machine (two cores, CPU, torch 2.13.0), each beside the
 bare loop of its own run: ratios to that loop.
@@ -119,6 +128,7 @@ def page(measured: Values) -> str:
     sections.append(tables.workload_table(measured["workloads"]).markdown())
     sections += ["## Targets", tables.target_table(measured).markdown()]
     sections += ["## Where the time goes", PROFILE.strip(), tables.profile_table(measured["workloads"]).markdown()]
+    sections.append(LIMITS.strip())
     if "scaling" in measured:
         sections += curves(measured["scaling"])
     if "reduction" in measured:

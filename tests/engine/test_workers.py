@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from polyfed.engine import crew
 from polyfed.engine.common import Common
+from polyfed.engine.crew import workers_of
 from polyfed.engine.loop import Outcome
 from polyfed.engine.shared_memory import Packing, read_groups, region
 from polyfed.engine.workers import WorkerError
@@ -56,6 +58,25 @@ def test_workers_end_with_the_run() -> None:
     before = children()
     train(tiny(engine__workers=3, rounds=1))
     assert children() <= before
+
+
+@pytest.mark.parametrize(
+    ("encoder", "workers"),
+    [
+        ({"name": "mlp", "hidden": [16]}, 1),  # stacked
+        ({"name": "mlp", "hidden": [256, 64]}, 1),  # not stacked, but soon done
+        ({"name": "mlp", "hidden": [2048, 64]}, 2),
+        ({"name": "cnn"}, 2),
+    ],
+)
+def test_workers_are_many_by_default_where_a_client_is_work(
+    encoder: dict[str, Any], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "cores", lambda: 2 * torch.get_num_threads())
+    world = build_world(tiny(model__encoders={"image": encoder, "audio": encoder}))
+    loop = world.loop()
+    assert workers_of(None, torch.device("cpu"), loop.trainer, world.federation) == workers
+    assert workers_of(3, torch.device("cpu"), loop.trainer, world.federation) == 3
 
 
 # ------------------------------------------------------------------------------------------ workers that die

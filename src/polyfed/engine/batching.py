@@ -39,7 +39,7 @@ class Rule:
             return "batching is switched off"
         if self.batching == "on" or self.accelerated:
             return None
-        if any(parameter.dim() > 2 for parameter in model.parameters.values()):
+        if convolutional(model):
             return "convolutions are faster one by one on a CPU"
         if len(model.values) > LARGEST_ON_CPU:
             return f"a model of more than {LARGEST_ON_CPU} parameters is faster one by one on a CPU"
@@ -56,6 +56,11 @@ class Rule:
         if self.against(model) is not None:
             return 1
         return max(1, self.memory // (6 * model.values.nbytes))
+
+
+def convolutional(model: Resident) -> bool:
+    """Whether a model has convolutions, going by the shapes of its parameters."""
+    return any(parameter.dim() > 2 for parameter in model.parameters.values())
 
 
 def signature(components: tuple[str, ...], request: Fit) -> Hashable:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from polyfed.engine.batching import convolutional
+from polyfed.engine.resident import Resident
 from polyfed.engine.steps import Alone, Crew
 from polyfed.engine.trainer import Trainer
 from polyfed.engine.workers import Event, Workers
@@ -15,11 +17,16 @@ from polyfed.errors import UserError
 from polyfed.scenario.federation import ClientId, Federation
 
 
+LEAST_WORK = 10_000_000
+"""Samples times parameters of a client's round from which another process pays."""
+
+
 def workers_of(wanted: int | None, device: torch.device, planner: Trainer, federation: Federation) -> int:
     """Return the number of processes that train; None leaves it to model and machine.
 
-    Then it is one per GPU; or, on a CPU, one per core, but one alone where all models are so small that clients are
-    trained stacked, and no more than there are clients. Raises UserError where the system cannot fork.
+    Then it is one per GPU; or, on a CPU, one per core and no more than there are clients, but one alone where all
+    models are small: so small that clients are trained stacked, or that handing a client over costs more than training
+    it. Raises UserError where the system cannot fork.
     """
     forks = "fork" in multiprocessing.get_all_start_methods()
     if wanted is not None:
@@ -30,9 +37,18 @@ def workers_of(wanted: int | None, device: torch.device, planner: Trainer, feder
         return 1
     if device.type == "cuda":
         return max(1, torch.cuda.device_count())
-    if all(planner.rule.against(planner.model(parts)) is None for parts in federation.cards.models):
+    samples = federation.cards.mean_examples
+    if all(small(planner, planner.model(parts), samples) for parts in federation.cards.models):
         return 1
     return max(1, min(cores() // torch.get_num_threads(), len(federation.cards)))
+
+
+def small(planner: Trainer, model: Resident, samples: float) -> bool:
+    """Whether a client with such a model and so many samples is no work worth handing over."""
+    if planner.rule.against(model) is None:
+        return True
+    # A convolution uses each parameter at many places of a sample, so parameters do not tell its work.
+    return not convolutional(model) and samples * len(model.values) < LEAST_WORK
 
 
 def cores() -> int:

@@ -94,6 +94,11 @@ class Cards(Mapping[ClientId, Card]):
         """Return the different sets of components among the clients."""
         return tuple(dict.fromkeys(self._components.values()))
 
+    @property
+    def mean_examples(self) -> float:
+        """Return the mean number of training samples of a client."""
+        return float(np.mean(self._examples))
+
     def with_components(self, components: Callable[[Names, Names], Names]) -> Cards:
         """Return the cards with the components that a client with such modalities and tasks has."""
         cards = copy(self)
