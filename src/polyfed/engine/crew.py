@@ -16,7 +16,6 @@ from polyfed.engine.workers import Event, Workers
 from polyfed.errors import UserError
 from polyfed.scenario.federation import ClientId, Federation
 
-
 LEAST_WORK = 10_000_000
 """Samples times parameters of a client's round from which another process pays."""
 
