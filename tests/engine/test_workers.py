@@ -64,7 +64,7 @@ def test_workers_end_with_the_run() -> None:
     ("encoder", "workers"),
     [
         ({"name": "mlp", "hidden": [16]}, 1),  # stacked
-        ({"name": "mlp", "hidden": [60]}, 1),  # not all stacked, but soon done
+        ({"name": "mlp", "hidden": [48]}, 1),  # not all stacked, but soon done
         ({"name": "mlp", "hidden": [2048, 64]}, 2),
         ({"name": "cnn"}, 2),
     ],
