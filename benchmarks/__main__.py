@@ -90,6 +90,17 @@ def keep(found: dict[str, Any], file: Path | None) -> None:
         file.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+def earlier(file: Path) -> dict[str, Any]:
+    """Read what was measured earlier. Raises BenchmarkError for a file that this program did not write."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(f"{file}: not JSON: {error}") from error
+    if not isinstance(found, dict) or not {"machine", "workloads"} <= found.keys():
+        raise BenchmarkError(f"{file}: not written by --json: it has no 'machine' and 'workloads'")
+    return found
+
+
 def shown(found: dict[str, Any], device: str) -> list[tables.Table]:
     """Return the tables of what was measured."""
     made = []
@@ -132,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = command.parse_args(arguments)
     what = chosen(given, command)
     try:
-        found = json.loads(given.source.read_text()) if given.source else measured_now(what, given)
-    except (BenchmarkError, OSError, ValueError) as error:
+        found = earlier(given.source) if given.source else measured_now(what, given)
+    except (BenchmarkError, OSError) as error:
         sys.exit(f"benchmarks: {error}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in shown(found, given.device):

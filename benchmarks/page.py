@@ -12,8 +12,8 @@ from benchmarks.plot import Point, lines
 Values = Mapping[str, Any]
 
 INTRODUCTION = """\
-How long a round takes, beside the plainest loop that does the same work, and what it costs in memory. Everything on
-this page but the section "Other systems" comes from one command:
+How long a round takes, beside the plainest loop that does the same work, and what it costs in memory. All figures on
+this page but those of the section "Other systems" come from one command:
 
 ```bash
 python -m benchmarks performance

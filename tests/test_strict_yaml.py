@@ -6,6 +6,7 @@ import pytest
 
 from polyfed import strict_yaml
 from polyfed.errors import UserError
+from polyfed.experiment import config
 
 
 def test_values_and_aliases_are_read_as_a_tree() -> None:
@@ -47,3 +48,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.yaml cannot be read"):
         strict_yaml.read(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("text", ["on", "off", "auto", "'on'"])
+def test_batching_is_switched_with_words_that_yaml_takes_for_truth_values(text: str) -> None:
+    experiment = config.load(None, dict([config.read_setting(f"engine.batching={text}")]))
+    assert experiment.engine.batching == text.strip("'")

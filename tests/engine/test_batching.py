@@ -261,6 +261,67 @@ def test_an_objective_that_padding_would_change_is_trained_one_by_one(objective:
     assert_same_bits(found, alone(Toy(), pending))
 
 
+class Remembering(nn.Module):
+    """A layer that puts another tensor in the place of its buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 10)
+        self.register_buffer("last", torch.zeros(()), persistent=False)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.last = values.detach().mean(-1)
+        predicted: torch.Tensor = self.layer(values)
+        return predicted
+
+
+def test_a_model_that_keeps_state_is_trained_one_by_one() -> None:
+    architecture = Toy(Remembering)
+    pending = cohort(architecture, COUNTS, RECIPE)
+    trainer = Trainer(architecture, rule=Rule("on"))
+    found = answers(trainer, pending)
+    assert dict(trainer.paths) == {"one by one: the model keeps state in its buffer 'net.linear.last'": 3}
+    assert_same_bits(found, alone(architecture, pending))
+
+
+def test_a_trial_does_not_depend_on_the_values_a_model_happens_to_hold() -> None:
+    def branching(model: Any, batch: Any, extra: Any) -> Any:
+        return supervised(model, batch, extra)
+
+    pending = cohort(Toy(), COUNTS, RECIPE, objective=branching)
+    fresh, used = Trainer(Toy(), rule=Rule("on")), Trainer(Toy(), rule=Rule("on"))
+    with torch.no_grad():
+        used.model(("net",)).values.fill_(float("nan"))
+    answers(fresh, pending), answers(used, pending)
+    assert fresh.paths == used.paths
+
+
+def test_one_client_for_want_of_memory_is_told_so() -> None:
+    (pending,) = cohort(Toy(), (4,), RECIPE)
+    for rule, reason in (
+        (Rule("on", 1), "engine.batching_memory holds one client only"),
+        (Rule("on"), "no other client"),
+    ):
+        trainer = Trainer(Toy(), rule=rule)
+        answers(trainer, [pending])
+        ((path, _),) = trainer.paths.items()
+        assert path.startswith(f"one by one: {reason}")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", ["on", "off"])
+def test_mixed_precision_stays_close_to_float32(precision: Any, rule: Any) -> None:
+    """Over many steps: weights must not be rounded once and then kept for the whole fit."""
+    pending = cohort(Toy(), COUNTS, replace(RECIPE, epochs=6))
+    exact = alone(Toy(), pending)
+    found = answers(Trainer(Toy(), rule=Rule(rule), precision=precision), pending)
+    for one, other, asked in zip(found, exact, pending, strict=True):
+        for name, value in other.parameters.items():
+            moved = torch.linalg.vector_norm(value - fit_of(asked).start[name])
+            assert torch.linalg.vector_norm(one.parameters[name] - value) <= 0.05 * moved + 1e-6, name
+            assert one.parameters[name].dtype == torch.float32
+
+
 def test_what_an_objective_logs_may_hang_on_its_graph() -> None:
     def attached(model: Any, batch: Any, extra: Any) -> Any:
         loss, logged = supervised(model, batch, extra)

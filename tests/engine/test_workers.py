@@ -22,6 +22,8 @@ from polyfed.engine.workers import WorkerError
 from polyfed.errors import RunError, UserError
 from polyfed.experiment.world import World, build_world
 from polyfed.method.protocol import Reply
+from polyfed.report.entries import WorkerRecord
+from polyfed.report.records import read_records
 from tests.worlds import tiny, train
 
 CNN = {"image": {"name": "cnn"}, "audio": {"name": "cnn"}}
@@ -72,11 +74,15 @@ def test_workers_end_with_the_run() -> None:
 def test_workers_are_many_by_default_where_a_client_is_work(
     encoder: dict[str, Any], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "cores", lambda: 2 * torch.get_num_threads())
+    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     world = build_world(tiny(model__encoders={"image": encoder, "audio": encoder}))
     loop = world.loop()
     assert workers_of(None, torch.device("cpu"), loop.trainer, world.federation) == workers
     assert workers_of(3, torch.device("cpu"), loop.trainer, world.federation) == 3
+    assert workers_of(600, torch.device("cpu"), loop.trainer, world.federation) == len(world.federation.cards)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert workers_of(None, torch.device("cpu"), loop.trainer, world.federation) == 1
 
 
 # ------------------------------------------------------------------------------------------ workers that die
@@ -124,6 +130,68 @@ def test_a_worker_that_is_killed_is_named_and_replaced_and_changes_no_bit(
     assert not outcome.progress.refused
     assert "SIGKILL" in death["reason"] and 1 in death["clients"]
     assert death["tried_again"] and death["after_round"] == 1
+
+
+def test_the_report_of_a_run_tells_nothing_wrong_of_a_worker_that_died(tmp_path: Path) -> None:
+    """Records of dead workers are read like all others."""
+    folder = tmp_path / "run"
+    world = build_world(tiny(engine__workers=2))
+    (tmp_path / "marks").mkdir()
+    folder.mkdir()
+    replace(world, method=Deadly(world.method, tmp_path / "marks", 1)).loop(folder).run()
+    records = list(read_records(folder / "records.jsonl"))
+    (death,) = [record for record in records if isinstance(record, WorkerRecord)]
+    assert (death.after_round, death.tried_again) == (1, True) and 1 in death.clients
+
+
+class Hungry(Deadly):
+    """Its training step finds no memory, so many times."""
+
+    def train(self, order: Any, personal: Any, client: Any, clock: Any) -> Iterator[Any]:
+        if (clock.round, client.card.id) == (2, 1) and len(list(self._folder.iterdir())) < self._times:
+            (self._folder / str(len(list(self._folder.iterdir())))).touch()
+            raise MemoryError
+        return self._method.train(order, personal, client, clock)  # type: ignore[no-any-return]
+
+
+def test_a_worker_without_memory_is_replaced_and_tried_again(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    world = build_world(tiny(engine__workers=2))
+    hungry = replace(world, method=Hungry(world.method, tmp_path, 1))
+    outcome = hungry.loop(observers=[lambda record: seen.append(dict(record))]).run()
+    assert digests(outcome) == digests(train(tiny(engine__workers=1)))
+    (death,) = [record for record in seen if record["kind"] == "worker"]
+    assert "want of memory" in death["reason"] and death["tried_again"]
+
+
+class Exiting(Deadly):
+    """Its training step leaves the program."""
+
+    def train(self, order: Any, personal: Any, client: Any, clock: Any) -> Iterator[Any]:
+        sys.exit(3)
+
+
+def test_a_step_that_leaves_the_program_is_told_as_the_bug_it_is(tmp_path: Path) -> None:
+    world = build_world(tiny(engine__workers=2))
+    with pytest.raises(WorkerError, match="SystemExit: 3"):
+        replace(world, method=Exiting(world.method, tmp_path, 1)).loop().run()
+
+
+def test_workers_have_one_thread_and_say_so() -> None:
+    with pytest.raises(UserError, match="workers is 2 and threads is 2, but workers have one thread"):
+        tiny(engine__workers=2, engine__threads=2)
+    assert tiny(engine__threads=2).engine.workers == "auto"
+
+
+def test_workers_are_forked_from_a_process_that_has_computed_with_several_threads() -> None:
+    """The threads do not come along; a worker that waited for them would wait for ever."""
+    code = (
+        "import torch; torch.set_num_threads(2); a = torch.randn(600, 600); (a @ a).relu_().sum()\n"
+        "from tests.worlds import tiny, train\n"
+        "print(train(tiny(engine__workers=2, rounds=1)).digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == train(tiny(engine__workers=1, rounds=1)).digest, done.stderr
 
 
 def test_a_client_that_kills_two_workers_counts_as_lost(tmp_path: Path) -> None:

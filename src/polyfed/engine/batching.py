@@ -92,7 +92,8 @@ class Trial:
     sample_bytes: int = 0
 
 
-CLIENTS = SAMPLES = 2
+CLIENTS = 2
+FEWEST_SAMPLES, MOST_SAMPLES = 2, 64
 PADDING = 1
 
 Found = tuple[Tensor, Logged, Sequence[Tensor | None]]
@@ -100,12 +101,16 @@ Found = tuple[Tensor, Logged, Sequence[Tensor | None]]
 
 
 def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
-    """Map the objective over two clients with two made-up samples each, and again with a padded one beside them.
+    """Map the objective over two clients with a few made-up samples each, and again with a padded one beside them.
 
-    It fails where the objective or the model draws random numbers (clients would share them) or branches on values,
-    or where padding, which is absent and unlabelled, changes what is found.
+    It fails where the objective or the model draws random numbers (clients would share them), branches on values or
+    keeps something in its buffers, or where padding, which is absent and unlabelled, changes what is found. What it
+    finds depends on the model's first values, not on those it happens to hold.
     """
     device = model.values.device
+    values = architecture.initial(0)
+    buffers = buffers_of(model)
+    samples = samples_needed(architecture, request.data.tasks)
     names = [name for name in request.data.modalities if name in request.active]
     kept = 0
 
@@ -114,25 +119,53 @@ def trial(architecture: Architecture, model: Resident, request: Fit) -> Trial:
         kept += value.nbytes
         return value
 
-    batches = [made_up(architecture, names, request.data.tasks, padding, device) for padding in (0, PADDING)]
+    batches = [made_up(architecture, names, request.data.tasks, samples, padding, device) for padding in (0, PADDING)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda value: value):
-            plain = tried(model, request, batches[0])
+            plain = tried(model, values, request, batches[0])
         in_first = kept
-        padded = tried(model, request, batches[1])
+        padded = tried(model, values, request, batches[1])
     except Exception as error:  # whatever an objective, perhaps the user's own, does that cannot be mapped
         reason = str(error).split("\n", 1)[0].strip().rstrip(".")
         return Trial(f"the objective cannot be stacked: {type(error).__name__}: {reason[:200]}")
+    finally:
+        changed = put_back(model, buffers)
+    if changed:
+        return Trial(f"the model keeps state in its buffer {changed[0]!r}")
     if not agree(plain, padded):
         return Trial("the objective or the model counts samples that are absent and unlabelled, as padding is")
     parameters = CLIENTS * model.values.nbytes
-    return Trial(None, max(0, in_first - parameters) // (CLIENTS * SAMPLES))
+    return Trial(None, max(0, in_first - parameters) // (CLIENTS * samples))
 
 
-def tried(model: Resident, request: Fit, batch: Batch) -> Found:
+def samples_needed(architecture: Architecture, tasks: tuple[str, ...]) -> int:
+    """Return how many samples a trial needs: one of every class, so that not all are predicted wrongly."""
+    classes = max((architecture.tasks[name].classes for name in tasks), default=0)
+    return min(max(FEWEST_SAMPLES, classes), MOST_SAMPLES)
+
+
+def buffers_of(model: Resident) -> dict[str, tuple[Tensor, int]]:
+    """Return a model's buffers, and how often each was changed."""
+    return {name: (buffer, buffer._version) for name, buffer in model.module.named_buffers()}
+
+
+def put_back(model: Resident, buffers: Mapping[str, tuple[Tensor, int]]) -> list[str]:
+    """Put buffers back that were replaced; return the names of those that were replaced or changed."""
+    changed = []
+    for name, (buffer, version) in buffers.items():
+        place, _, key = name.rpartition(".")
+        held = model.module.get_submodule(place)._buffers
+        if held.get(key) is not buffer or buffer._version != version:
+            held[key] = buffer
+            changed.append(name)
+    return changed
+
+
+def tried(model: Resident, values: Tensors, request: Fit, batch: Batch) -> Found:
     """Map the objective over a batch of every client, and differentiate."""
     moving = {
-        name: value.detach().expand(CLIENTS, *value.shape).contiguous() for name, value in model.parameters.items()
+        name: values[name].to(model.values.device).expand(CLIENTS, *values[name].shape).contiguous()
+        for name in model.parameters
     }
     extra: dict[str, dict[str, Tensor]] = {
         group: {name: value.to(model.values.device).expand(CLIENTS, *value.shape) for name, value in held.items()}
@@ -171,10 +204,16 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 def made_up(
-    architecture: Architecture, modalities: list[str], tasks: tuple[str, ...], padding: int, device: torch.device
+    architecture: Architecture,
+    modalities: list[str],
+    tasks: tuple[str, ...],
+    samples: int,
+    padding: int,
+    device: torch.device,
 ) -> Batch:
-    """Return stacked samples (clients, samples + padding, *shape): ones, and zeros where there is padding."""
-    here = (torch.arange(SAMPLES + padding, device=device) < SAMPLES).expand(CLIENTS, -1)
+    """Return stacked samples (clients, samples + padding, *shape): ones of all classes, zeros as padding."""
+    numbers = torch.arange(samples + padding, device=device)
+    here = (numbers < samples).expand(CLIENTS, -1)
 
     def filled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return here.to(dtype).view(*here.shape, *[1] * len(shape)).expand(*here.shape, *shape).contiguous()
@@ -185,6 +224,8 @@ def made_up(
         inputs[name] = filled(modality.shape, torch.int64 if modality.kind == "tokens" else torch.float32)
     for name in tasks:
         task = architecture.tasks[name]
-        classes = task.kind == "classification"
-        targets[name] = filled(() if classes else task.shape, torch.int64 if classes else torch.float32)
+        if task.kind == "classification":
+            targets[name] = torch.where(here, numbers % task.classes, 0)
+        else:
+            targets[name] = filled(task.shape, torch.float32)
     return Batch(inputs, dict.fromkeys(modalities, here), targets, dict.fromkeys(tasks, here))

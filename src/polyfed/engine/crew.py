@@ -21,25 +21,25 @@ LEAST_WORK = 10_000_000
 
 
 def workers_of(wanted: int | None, device: torch.device, planner: Trainer, federation: Federation) -> int:
-    """Return the number of processes that train; None leaves it to model and machine.
+    """Return the number of processes that train, at most one per client; None leaves it to model and machine.
 
-    Then it is one per GPU; or, on a CPU, one per core and no more than there are clients, but one alone where all
-    models are small: so small that clients are trained stacked, or that handing a client over costs more than training
-    it. Raises UserError where the system cannot fork.
+    Then it is one per GPU; or, on a CPU, one per core, but one alone where it has several threads, and where all models
+    are small: so small that clients are trained stacked, or that handing a client over costs more than training it.
+    Raises UserError where the system cannot fork.
     """
     forks = "fork" in multiprocessing.get_all_start_methods()
     if wanted is not None:
         if wanted > 1 and not forks:
             raise UserError(f"engine.workers: {wanted}, but this system cannot fork processes; set it to 1")
-        return wanted
-    if not forks:
+        return max(1, min(wanted, len(federation.cards)))
+    if not forks or torch.get_num_threads() > 1:
         return 1
     if device.type == "cuda":
         return max(1, torch.cuda.device_count())
     samples = federation.cards.mean_examples
     if all(small(planner, planner.model(parts), samples) for parts in federation.cards.models):
         return 1
-    return max(1, min(cores() // torch.get_num_threads(), len(federation.cards)))
+    return max(1, min(cores(), len(federation.cards)))
 
 
 def small(planner: Trainer, model: Resident, samples: float) -> bool:

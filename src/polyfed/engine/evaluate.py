@@ -78,9 +78,10 @@ def tally(
     sums: dict[str, Sums] = {name: {} for name in samples.tasks}
     for positions in torch.split(torch.arange(len(samples)), MEASURE_BATCH):
         batch = trainer.batch(samples, positions, frozenset(card.modalities))
-        outputs = model(batch)
+        with trainer.computing():
+            outputs = model(batch)
         for name, prediction in outputs.predictions.items():
-            found = metric_sums(tasks[name], prediction, batch.targets[name], batch.labelled[name])
+            found = metric_sums(tasks[name], prediction.float(), batch.targets[name], batch.labelled[name])
             sums[name] = add_sums(sums[name], found)
     return sums
 

@@ -138,12 +138,15 @@ class Trainer:
         against = self.rule.against(model)
         if against is not None:
             return against, untried
+        if len(group) == 1 and self.rule.width(model) == 1:
+            return "engine.batching_memory holds one client only", untried
         if len(group) == 1:
             return "no other client has the same model, objective and kinds of samples", untried
         if key not in self._trials:
             set_mode(model, training=True)
             request = group[0].request
-            self._trials[key] = trial(self.architecture, model, request), request.objective
+            with self.computing():
+                self._trials[key] = trial(self.architecture, model, request), request.objective
         found, _ = self._trials[key]
         return found.obstacle, found
 
@@ -153,7 +156,7 @@ class Trainer:
         orders = [epoch_orders(len(one.request.data), recipe.epochs, recipe.batch_size, one.key) for one in group]
         data = StackedBatches([request.data for request in requests], orders, recipe.batch_size, active)
         set_mode(model, training=True)
-        with self._computing():
+        with self.computing():
             return fit_stacked(model, moving, requests, data, self.device)
 
     def fit(self, card: Card, request: Fit, key: tuple[Key, ...]) -> Fitted:
@@ -166,7 +169,7 @@ class Trainer:
             return Fitted(request.start, 0, {})
         model.train_only(moving)
         set_mode(model, training=True)
-        with seeded(*key, "module", device=self.device), self._computing():
+        with seeded(*key, "module", device=self.device), self.computing():
             steps, numbers = self._descend(model, moving, request, key)
         return Fitted({**request.start, **model.snapshot(moving)}, steps, numbers)
 
@@ -201,7 +204,7 @@ class Trainer:
         logged = LoggedMeans()
         parts = torch.split(torch.arange(len(request.data)), MEASURE_BATCH)
         for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
-            with self._computing():
+            with self.computing():
                 loss, scalars = request.objective(model, batch, extra)
             logged.add({"loss": loss, **scalars}, len(positions))
         return logged.means()
@@ -223,11 +226,12 @@ class Trainer:
             group: {name: value.to(self.device) for name, value in tensors.items()} for group, tensors in groups.items()
         }
 
-    def _computing(self) -> AbstractContextManager[object]:
+    def computing(self) -> AbstractContextManager[object]:
         """Return the context in which models compute."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        # Autocast would keep the bfloat16 copy of a parameter for as long as it is entered, over many steps.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def set_mode(model: Resident, *, training: bool) -> None:

@@ -28,6 +28,9 @@ from polyfed.model.architecture import Tensors
 SLOTS = 2
 """Jobs that a worker may have at a time: one at work, one waiting, so that it never waits for the next."""
 
+OUT_OF_MEMORY = 12
+"""Exit code of a worker that had no memory left (ENOMEM)."""
+
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -40,13 +43,13 @@ class Memory:
     up: tuple[Tensor, ...]
 
 
-def serve(line: Connection, memory: Memory, make: Callable[[], Alone], threads: int, parent: int) -> None:
+def serve(line: Connection, memory: Memory, make: Callable[[], Alone], parent: int) -> None:
     """Answer jobs until the line is closed."""
     leave_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
     gc.freeze()  # what was made before the fork is never collected here, so its pages stay shared
     keep_freed_memory()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # more would wait for ever for threads that did not come along in the fork
     desk = Desk(make(), memory)
     while True:
         try:
@@ -71,7 +74,7 @@ def send(line: Connection, head: dict[str, Any], packing: Packing, slot: Tensor)
     fits = packing.size <= len(slot)
     memory = slot if fits else torch.empty(packing.size, dtype=torch.uint8)
     packing.write(memory)
-    line.send_bytes(json.dumps({**head, "size": packing.size, "bytes": not fits}).encode())
+    line.send_bytes(json.dumps({**head, "size": packing.size, "bytes": not fits}, default=float).encode())
     if not fits:
         line.send_bytes(memory.numpy().data)
 
@@ -92,7 +95,9 @@ class Desk:
             self._begin(job)
             memory = self.memory.down[job["slot"]] if extra is None else extra
             head = self._train(job, memory, packing) if job["kind"] == "train" else self._evaluate(job, memory)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if out_of_memory(error):
+                os._exit(OUT_OF_MEMORY)  # a fresh process may have enough
             return {"error": reported(error)}, Packing()
         return head, packing
 
@@ -140,7 +145,14 @@ def written(answer: Answer, personal: Groups, packing: Packing) -> list[Any]:
     return [answer.client, answer.seconds, reply, changed]
 
 
-def reported(error: Exception) -> dict[str, str]:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the system or a GPU had no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def reported(error: BaseException) -> dict[str, str]:
     """Describe what went wrong: a mistake or a failed run by its message, anything else with its traceback."""
     if isinstance(error, UserError | RunError):
         return {"kind": type(error).__name__, "message": str(error)}

@@ -28,7 +28,7 @@ from polyfed.engine.common import Common
 from polyfed.engine.evaluate import Evaluation
 from polyfed.engine.shared_memory import Packing, read_groups, region
 from polyfed.engine.steps import Alone, Answer, Assign, Assignment, Done, Jobs, Judge
-from polyfed.engine.worker import SLOTS, Memory, send, serve
+from polyfed.engine.worker import OUT_OF_MEMORY, SLOTS, Memory, send, serve
 from polyfed.errors import RunError, UserError
 from polyfed.method.protocol import Clock, Reply
 from polyfed.scenario.federation import ClientId
@@ -88,7 +88,6 @@ class Workers:
         self._make = make
         self._weigh = weigh
         self._note = note
-        self._threads = torch.get_num_threads()
         self._room = 4 * parameter_bytes + 2**24
         self._window = max(SLOTS * count, HELD_BYTES // max(1, parameter_bytes))
         self._common = region(2 * self._room)
@@ -111,7 +110,7 @@ class Workers:
         def begin() -> None:
             for line in [ours, *lines]:  # else a worker would keep its siblings' lines open after the parent's end
                 line.close()
-            serve(theirs, memory, partial(self._make, number), self._threads, parent)
+            serve(theirs, memory, partial(self._make, number), parent)
 
         parent = os.getpid()
         process = context.Process(target=begin, name=f"polyfed worker {number}", daemon=True)
@@ -232,7 +231,7 @@ class Workers:
             entries = {number: common.entries[number] for number in range(known, len(common.entries))}
             slot = worker.slot()
             head |= {"serial": common.serial, "entries": entries, "slot": slot}
-            long = packing.size > self._room or len(json.dumps(head)) > LONG_MESSAGE
+            long = packing.size > self._room or len(json.dumps(head, default=float)) > LONG_MESSAGE
             if long and worker.tasks:
                 return
             left.popleft()
@@ -280,7 +279,7 @@ class Workers:
 def ended(worker: Worker) -> str:
     """Tell how a worker's process ended."""
     code = worker.process.exitcode
-    how = f"exit code {code}"
+    how = "want of memory" if code == OUT_OF_MEMORY else f"exit code {code}"
     if code is not None and code < 0:
         how = signal.Signals(-code).name
         if -code == signal.SIGKILL:

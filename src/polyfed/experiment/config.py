@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 import polyfed
 from polyfed import strict_yaml
@@ -53,6 +53,11 @@ class TrainSection(Options):
         return self
 
 
+def _switch(value: object) -> object:
+    """Return the word that YAML took for a truth value."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
 class EngineSection(Options):
     """What executes the experiment, how closely it is watched and when it stops early."""
 
@@ -64,6 +69,7 @@ class EngineSection(Options):
     ] = "auto"
     batching: Annotated[
         Literal["auto", "on", "off"],
+        BeforeValidator(_switch),
         Field(description="train clients of one model stacked; auto: where the model and the device make it faster"),
     ] = "auto"
     batching_memory: Annotated[int, Field(ge=1, description="mebibytes that stacked clients may take")] = 512
@@ -80,6 +86,14 @@ class EngineSection(Options):
     patience: Annotated[
         int | None, Field(ge=1, description="stop after so many evaluations without a better validation score")
     ] = None
+
+    @model_validator(mode="after")
+    def _workers_have_one_thread(self) -> EngineSection:
+        if self.threads > 1 and self.workers != "auto" and self.workers > 1:
+            raise ValueError(
+                f"workers is {self.workers} and threads is {self.threads}, but workers have one thread; set threads to 1"
+            )
+        return self
 
 
 class _Defaulted(Options):

@@ -152,8 +152,8 @@ Objective = Callable[[Model, Batch, Groups], tuple[Tensor, Logged]]
 
 A logged ``Share`` (sum and number of samples) becomes an exact mean however the samples are cut into batches; a plain
 scalar () is averaged over batches, weighted by their size, and so is the loss itself. An objective holds no state,
-writes branches on tensor values with ``torch.where`` and counts only samples whose ``labelled`` mask is true, so that
-batches may be padded and clients stacked.
+writes branches on tensor values with ``torch.where`` and counts only samples whose ``labelled`` mask is true, whatever
+the length of the batch, so that batches may be padded and clients stacked.
 """
 
 

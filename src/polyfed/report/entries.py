@@ -92,6 +92,17 @@ class EvaluationRecord(Entry):
     metrics: Metrics = {}
 
 
+class WorkerRecord(Entry):
+    """A worker process that died."""
+
+    kind: Literal["worker"]
+    after_round: Count
+    worker: Count
+    reason: str = ""
+    clients: tuple[int, ...] = ()
+    tried_again: bool = True
+
+
 class RoundRecord(Entry):
     """Who was asked in a round and who answered, how long it took and what travelled."""
 
@@ -103,7 +114,9 @@ class RoundRecord(Entry):
     bytes: TotalBytes = TotalBytes()
 
 
-Record = Annotated[ClientRecord | RefusedRecord | EvaluationRecord | RoundRecord, Field(discriminator="kind")]
+Record = Annotated[
+    ClientRecord | RefusedRecord | EvaluationRecord | WorkerRecord | RoundRecord, Field(discriminator="kind")
+]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
