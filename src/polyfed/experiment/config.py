@@ -91,7 +91,8 @@ class EngineSection(Options):
     def _workers_have_one_thread(self) -> EngineSection:
         if self.threads > 1 and self.workers != "auto" and self.workers > 1:
             raise ValueError(
-                f"workers is {self.workers} and threads is {self.threads}, but workers have one thread; set threads to 1"
+                f"workers is {self.workers} and threads is {self.threads}, but workers have one thread; "
+                "set threads to 1"
             )
         return self
 
