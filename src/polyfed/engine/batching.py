@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polyfed.data.samples import Batch
+from polyfed.engine.minibatches import steps_of
 from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import STACKED, Mapped
 from polyfed.method.protocol import Fit, Recipe
@@ -65,11 +66,13 @@ def convolutional(model: Resident) -> bool:
 
 def signature(components: tuple[str, ...], request: Fit) -> Hashable:
     """Return what fits must have in common to be stacked: all but values, samples and seeds."""
-    data, objective = request.data, request.objective
+    data, objective, recipe = request.data, request.objective, request.recipe
+    scheduled = recipe.schedule != "constant"  # then all clients of a stack must take equally many steps
     return (
         components,
         objective if isinstance(objective, Hashable) else id(objective),
-        request.recipe,
+        recipe,
+        steps_of(len(data), recipe.epochs, recipe.batch_size) if scheduled else None,
         request.trains,
         tuple(request.start),
         tuple((group, layout(held)) for group, held in request.extra.items()),

@@ -33,6 +33,7 @@ class Checklist:
     def __init__(self, order: Order, card: Card, largest_growth: float) -> None:
         self._parts = card.components
         self._expects = order.expects
+        self._needs = order.needs
         self._bounded = any(one.largest is not None for held in order.expects.values() for one in held.values())
         self._limits = {
             group: {part: largest_growth * max(1.0, norm) for part, norm in self._norms_of(group, held).items()}
@@ -80,7 +81,7 @@ class Checklist:
                 self._names_seen.add(name)
             if type(value) not in (float, int) or not abs(value) <= sys.float_info.max:
                 return False
-        return True
+        return all(name in numbers and least <= numbers[name] <= most for name, (least, most) in self._needs.items())
 
     def _right_tensors(self, groups: object) -> bool:
         if type(groups) is not dict or groups.keys() != self._expects.keys():

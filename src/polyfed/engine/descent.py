@@ -21,8 +21,9 @@ class Descent:
     Where a later loss does not reach a parameter, its gradient then counts as zero.
     """
 
-    def __init__(self, model: Resident, moving: list[str], recipe: Recipe) -> None:
+    def __init__(self, model: Resident, moving: list[str], recipe: Recipe, steps: int) -> None:
         self._model = model
+        self._steps, self._taken = steps, 0
         self._recipe = recipe
         self._parameters = [model.parameters[name] for name in moving]
         self._names = moving
@@ -40,7 +41,8 @@ class Descent:
         if self._recipe.clip_norm is not None:
             gradients = clip(gradients, self._recipe.clip_norm)
         with torch.no_grad():
-            self._rule.step(gradients)
+            self._rule.step(gradients, self._recipe.share_of_lr(self._taken, self._steps))
+        self._taken += 1
 
     def _begin(self, *, flat: bool) -> Optimizer:
         if not flat:

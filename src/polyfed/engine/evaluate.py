@@ -16,6 +16,7 @@ from polyfed.model.metrics import Sums, add_sums, finish, metric_sums, primary
 from polyfed.scenario.federation import Card, Client, Federation
 
 SPLITS = ("validation", "test")
+SERVER = -1  # in place of a client's id
 Metrics = dict[str, dict[str, float]]
 
 
@@ -59,6 +60,25 @@ def evaluate_client(
             metrics = {task: found for task, held in sums.items() if (found := finish(held))}
             examples = {task: int(max(count for _, count in sums[task].values())) for task in metrics}
             yield Evaluation(client.card.id, split, examples, metrics)
+
+
+def evaluate_global(
+    federation: Federation, trainer: Trainer, parameters_of: Callable[[Card], Tensors]
+) -> Evaluation | None:
+    """Evaluate the model of all components on the server's test samples.
+
+    None if there are no such samples, or if the method has no such model: its parameters stay with the clients.
+    """
+    samples = federation.server_test
+    modalities, tasks = tuple(sorted(federation.modalities)), tuple(sorted(federation.tasks))
+    card = Card(SERVER, "server", modalities, tasks, 0, trainer.architecture.components(modalities, tasks))
+    parameters = parameters_of(card)
+    model = trainer.model(trainer.components(card, frozenset(modalities)))
+    if samples is None or not len(samples) or model.parameters.keys() - parameters.keys():
+        return None
+    nothing = samples.span(0, 0)
+    (found,) = evaluate_client(Client.of(card, nothing, nothing, samples), trainer, parameters, federation.tasks)
+    return found
 
 
 def samples_of(client: Client, split: str) -> Samples:

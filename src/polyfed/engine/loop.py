@@ -17,7 +17,7 @@ from polyfed.engine.batching import Rule
 from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
 from polyfed.engine.crew import crew_of, workers_of
 from polyfed.engine.drive import drive
-from polyfed.engine.evaluate import Evaluation, score
+from polyfed.engine.evaluate import Evaluation, evaluate_global, score
 from polyfed.engine.records import Observer, Recorder
 from polyfed.engine.saving import Save
 from polyfed.engine.screen import DIVERGED
@@ -27,9 +27,10 @@ from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
 from polyfed.engine.workers import Event
 from polyfed.errors import RunError, UserError
-from polyfed.method.protocol import Clock, Method, check_apart
+from polyfed.method.protocol import Clock, Method, Note, check_apart
 from polyfed.model.architecture import Architecture, Tensors
-from polyfed.scenario.federation import ClientId, Federation
+from polyfed.scenario.federation import Card, ClientId, Federation
+from polyfed.scenario.skew import label_distances
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Plan:
 
     ``target``: stop when the score (see ``score``) reaches it; ``patience``: stop after so many evaluations without a
     better score. Both judge validation samples, or test samples where there are no others. ``rule`` tells which clients
-    are trained stacked, ``workers`` how many processes train (None: one per core where that pays).
+    are trained stacked, ``workers`` how many processes train (None: one per core where that pays). ``server_test``: the
+    global model is evaluated, too. ``diagnostics``: clients' distances are recorded.
     """
 
     rounds: int
@@ -51,6 +53,8 @@ class Plan:
     rule: Rule = field(default_factory=Rule)
     precision: Precision = "float32"
     workers: int | None = 1
+    server_test: bool = False
+    diagnostics: bool = False
 
 
 @dataclass
@@ -151,7 +155,10 @@ class Loop:
         self._mark = time.perf_counter()
         with recorder, self._background, closing(self._crew(initial, recorder, progress)) as crew:
             simulator = self._simulator(initial, crew, recorder, saved, progress)
+            simulator.diagnose = self.plan.diagnostics
             if saved is None:
+                if self.plan.diagnostics:
+                    record_skew(self.judged, recorder)
                 self._evaluate(state, simulator, progress, recorder)
                 self._save(state, simulator, progress, recorder)
             while progress.round < self.plan.rounds and progress.stopped is None:
@@ -197,7 +204,17 @@ class Loop:
             asked.extend(wanted.orders)
             return exchange(wanted)
 
-        state = drive(self.method.round(state, self.federation.cards, clock), noted)
+        def record(said: Note) -> None:
+            recorder.write(
+                {
+                    "kind": "note",
+                    "round": number,
+                    "numbers": dict(said.numbers),
+                    "clients": {str(client): dict(held) for client, held in sorted(said.clients.items())},
+                }
+            )
+
+        state = drive(self.method.round(state, self.federation.cards, clock), noted, record)
         seconds = time.perf_counter() - started
         progress.round = number
         refused = {entry["client"] for entry in progress.refused if entry["round"] == number}
@@ -231,8 +248,21 @@ class Loop:
         check_finite(found, progress.round)
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
+        if self.plan.server_test:
+            self._evaluate_global(state, simulator, progress, recorder)
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
         self._judge(found, progress)
+
+    def _evaluate_global(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        def parameters_of(card: Card) -> Tensors:
+            pooled = simulator.personal_of(0).get("parameters", {}) if self.federation.members else {}
+            return {**self.method.deploy(state, card), **pooled}
+
+        found = evaluate_global(self.judged, self.trainer, parameters_of)
+        if found is not None:
+            check_finite([found], progress.round)
+            record = {**found.record(progress.round), "kind": "server_evaluation"}
+            recorder.write({key: value for key, value in record.items() if key not in ("client", "split")})
 
     def _judge(self, found: Sequence[Evaluation], progress: Progress) -> None:
         """Keep the best round and decide on stopping early."""
@@ -275,6 +305,12 @@ def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
                         f"round {round_number}: client {one.client}, task {task!r}: {metric} of its {one.split} "
                         f"samples is {value}{DIVERGED}"
                     )
+
+
+def record_skew(federation: Federation, recorder: Recorder) -> None:
+    """Record how far each client's labels are from everybody's."""
+    for client, distances in label_distances(federation).items():
+        recorder.write({"kind": "skew", "client": client, "label_distance": distances})
 
 
 def with_components(federation: Federation, architecture: Architecture) -> Federation:

@@ -83,7 +83,7 @@ class StackedBatches:
             name: self._mask([Masks.of(samples.labelled, len(samples)) for samples in data], name)
             for name in first.tasks
         }
-        self._whole_tasks = frozenset(first.tasks) - self._partial
+        self._whole_tasks, self._everywhere = frozenset(first.tasks) - self._partial, frozenset(names) - self._partial
 
     def _placed(self, values: Sequence[Tensor]) -> Tensor:
         """Lay out one value per sample, by client and step: (clients, steps, batch)."""
@@ -107,7 +107,8 @@ class StackedBatches:
         labelled = {name: mask[:count, step] for name, mask in self._labelled.items()}
         inputs = {name: self._fetch(self._table.inputs[name], name, rows, mask) for name, mask in present.items()}
         targets = {name: self._fetch(self._table.targets[name], name, rows, mask) for name, mask in labelled.items()}
-        return StackedBatch(Batch(inputs, present, targets, labelled, self._whole_tasks), self._sizes[:count, step])
+        batch = Batch(inputs, present, targets, labelled, self._whole_tasks, self._everywhere)
+        return StackedBatch(batch, self._sizes[:count, step])
 
     def _fetch(self, column: Column, name: str, rows: Tensor, mask: Tensor) -> Tensor:
         values = column.gather(rows).view(*mask.shape, *column.shape)

@@ -21,8 +21,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 class Optimizer(Protocol):
     """Moves parameters in place by their gradients. A parameter whose gradient is None does not move."""
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take one step; gradients come in the order of the parameters."""
+    def step(self, gradients: Sequence[Tensor | None], share: float = 1.0) -> None:
+        """Take one step with this share of the learning rate; gradients come in the order of the parameters."""
         ...
 
     def narrow(self, count: int) -> None:
@@ -47,7 +47,7 @@ class SGD:
         self._parameters = parameters
         self._momentum: dict[int, Tensor] = {}
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
+    def step(self, gradients: Sequence[Tensor | None], share: float = 1.0) -> None:
         """Take one step."""
         recipe = self._recipe
         places, moving, slopes = with_gradient(self._parameters, gradients)
@@ -57,7 +57,7 @@ class SGD:
             slopes = list(torch._foreach_add(slopes, moving, alpha=recipe.weight_decay))
         if recipe.momentum:
             slopes = [self._remember(place, slope) for place, slope in zip(places, slopes, strict=True)]
-        torch._foreach_add_(moving, slopes, alpha=-recipe.lr)
+        torch._foreach_add_(moving, slopes, alpha=-recipe.lr * share)
 
     def narrow(self, count: int) -> None:
         """Go on with the first rows."""
@@ -83,20 +83,20 @@ class Adam:
         self._moments: dict[int, tuple[Tensor, Tensor]] = {}
         self._steps: dict[int, int] = {}
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
+    def step(self, gradients: Sequence[Tensor | None], share: float = 1.0) -> None:
         """Take one step."""
         for place, parameter, slope in zip(*with_gradient(self._parameters, gradients), strict=True):
-            self._move(place, parameter, slope)
+            self._move(place, parameter, slope, self._recipe.lr * share)
 
     def narrow(self, count: int) -> None:
         """Go on with the first rows."""
         self._parameters = [parameter[:count] for parameter in self._parameters]
         self._moments = {place: (one[:count], other[:count]) for place, (one, other) in self._moments.items()}
 
-    def _move(self, place: int, parameter: Tensor, slope: Tensor) -> None:
+    def _move(self, place: int, parameter: Tensor, slope: Tensor, lr: float) -> None:
         recipe = self._recipe
         if recipe.weight_decay and recipe.optimizer == "adamw":
-            parameter.mul_(1 - recipe.lr * recipe.weight_decay)
+            parameter.mul_(1 - lr * recipe.weight_decay)
         elif recipe.weight_decay:
             slope = slope.add(parameter, alpha=recipe.weight_decay)
         if place not in self._moments:
@@ -106,7 +106,7 @@ class Adam:
         first.lerp_(slope, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(slope, slope, value=1 - self.beta2)
         scale = second.sqrt().div_((1 - self.beta2**count) ** 0.5).add_(self.epsilon)
-        parameter.addcdiv_(first, scale, value=-recipe.lr / (1 - self.beta1**count))
+        parameter.addcdiv_(first, scale, value=-lr / (1 - self.beta1**count))
 
 
 def with_gradient(

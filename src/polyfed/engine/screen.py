@@ -49,6 +49,7 @@ def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Re
         malformed(reply)
         or _counts(reply, card)
         or _finite(reply.numbers)
+        or _needed(reply.numbers, order.needs)
         or _names(reply.tensors, order.expects, card.components)
         or _shapes(reply.tensors, order.expects, card.components)
         or _bounded(reply.tensors, order.expects, card.components)
@@ -101,6 +102,15 @@ def _finite(numbers: Mapping[str, float]) -> Refusal | None:
     for name, value in numbers.items():
         if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return Refusal(f"numbers.{name}", f"{reprlib.repr(value)} is not a finite number{DIVERGED}")
+    return None
+
+
+def _needed(numbers: Mapping[str, float], needs: Mapping[str, tuple[float, float]]) -> Refusal | None:
+    for name, (least, most) in needs.items():
+        if name not in numbers:
+            return Refusal(f"numbers.{name}", "is missing")
+        if not least <= numbers[name] <= most:
+            return Refusal(f"numbers.{name}", f"{numbers[name]:g} is not between {least:g} and {most:g}")
     return None
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from polyfed.engine.checklist import Checklist, Norms
 from polyfed.engine.records import Recorder
-from polyfed.engine.screen import Refusal, countable, screen, screen_own
+from polyfed.engine.screen import Refusal, countable, norms_by_part, part_of, screen, screen_own
 from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
 from polyfed.engine.wire import MalformedMessageError, decode_reply, reply_bytes
 from polyfed.errors import RunError
-from polyfed.method.protocol import Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
+from polyfed.method.protocol import NOTES, Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
 from polyfed.model.architecture import Tensors
-from polyfed.scenario.federation import ClientId, Federation
+from polyfed.scenario.federation import Card, ClientId, Federation
 
 LARGEST_OVERHEAD = 1.5
 
@@ -99,6 +99,7 @@ class Simulator:
         self.initial = initial
         self.personal = personal
         self.deliver = deliver
+        self.diagnose = False
         self.refused: list[dict[str, Any]] = []
         self.bytes = {"up": 0, "down": 0}
         self.paths: Counter[str] = Counter()
@@ -178,7 +179,8 @@ class Simulator:
     def _checklist(self, client: ClientId, order: Order) -> Checklist:
         """Return the checklist of an order; clients that are sent the same things share one."""
         card = self.federation.cards[client]
-        key = (order.step, order.active, id(order.tensors), id(order.expects), id(order.numbers), card.components)
+        parts = (order.tensors, order.expects, order.numbers, order.needs)
+        key = (order.step, order.active, *map(id, parts), card.components)
         if key not in self._checklists:
             # The order is kept, so that no other one can come to have its parts' identities.
             self._checklists[key] = order, Checklist(order, card, self.screening.largest_growth)
@@ -218,6 +220,8 @@ class Simulator:
                 "numbers": dict(reply.numbers),
                 "bytes": {"down": checklist.down, "up": up},
                 "seconds": round(answer.seconds, 6),
+                **noted(answer.personal),
+                **(divergence(reply, order, card) if self.diagnose else {}),
             }
         )
         accepted: Reply = reply
@@ -244,6 +248,19 @@ def opened(answer: Answer, delivered: Any) -> tuple[Any, Refusal | None]:
         return decode_reply(delivered), None
     except MalformedMessageError as error:
         return None, Refusal("message", str(error))
+
+
+def noted(personal: Groups) -> dict[str, dict[str, float]]:
+    """Return what a client noted for the records, if it did: the tensors () of that personal group."""
+    written = {name: value.item() for name, value in personal.get(NOTES, {}).items() if not value.dim()}
+    return {NOTES: written} if written else {}
+
+
+def divergence(reply: Reply, order: Order, card: Card) -> dict[str, dict[str, float]]:
+    """Return how far the client's parameters went from those it was sent: a Euclidean norm by component."""
+    sent = order.tensors.get("parameters", {})
+    moved = {name: value - sent[name] for name, value in reply.tensors.get("parameters", {}).items() if name in sent}
+    return {"divergence": norms_by_part(moved, [part_of(name, "parameters", card.components) for name in moved])}
 
 
 TOLD = 3

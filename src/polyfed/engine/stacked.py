@@ -24,7 +24,7 @@ from polyfed.model.architecture import Outputs, Tensors
 from polyfed.model.losses import Logged
 
 SHARED, STACKED = None, 0  # where vmap finds the clients: nowhere (all have one tensor in common), or on axis 0
-STACKED_BATCH: Any = Batch(STACKED, STACKED, STACKED, STACKED, SHARED)  # type: ignore[arg-type]  # axes, not tensors
+STACKED_BATCH: Any = Batch(STACKED, STACKED, STACKED, STACKED, SHARED, SHARED)  # type: ignore[arg-type]  # axes, not tensors
 
 
 class Bound:
@@ -100,7 +100,7 @@ def fit_stacked(
         extra[group], extra_axes[group] = stacked([request.extra[group] for request in requests], device)
     axes = {"fixed": fixed_axes, "extra": extra_axes}
     mapped = Mapped(model, requests[0].objective, fixed, extra, axes)
-    descent = StackedDescent(list(values.values()), requests[0].recipe)
+    descent = StackedDescent(list(values.values()), requests[0].recipe, data.steps[0])
     logged = StackedMeans(len(requests))
     for step in data:
         losses, scalars = descent.step(mapped, list(values), step.batch.to(device))
@@ -111,7 +111,8 @@ def fit_stacked(
 class StackedDescent:
     """Optimiser steps of a stack of fits, with the rules of ``Descent`` for parameters that a loss does not reach."""
 
-    def __init__(self, values: list[Tensor], recipe: Recipe) -> None:
+    def __init__(self, values: list[Tensor], recipe: Recipe, steps: int) -> None:
+        self._steps, self._taken = steps, 0
         self._values = values
         self._recipe = recipe
         self._rule = optimizer(recipe, values)
@@ -131,7 +132,8 @@ class StackedDescent:
         if self._recipe.clip_norm is not None:
             gradients = clip_rows(gradients, self._recipe.clip_norm)
         with torch.no_grad():
-            self._rule.step(gradients)
+            self._rule.step(gradients, self._recipe.share_of_lr(self._taken, self._steps))
+        self._taken += 1
         return losses.detach(), logged
 
     def _complete(self, found: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from polyfed.engine.evaluate import Evaluation, evaluate_client
 from polyfed.engine.trainer import Pending, Trainer
 from polyfed.errors import unknown
-from polyfed.method.protocol import Clock, Groups, Method, Order, Work
+from polyfed.method.protocol import Clock, Fit, Groups, Method, Order, Work
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import ClientId, Federation, Roster
 
@@ -86,20 +86,19 @@ class Alone:
         pending: dict[ClientId, Pending] = {}
         finished: dict[ClientId, tuple[Any, Groups]] = {}
         answers: dict[ClientId, Any] = dict.fromkeys(works)
-        count = 0
+        fits: Counter[ClientId] = Counter()  # not requests: measuring must not change what is drawn for training
         while answers:
-            purpose = f"exchange {exchange} request {count}"
             for client, answer in answers.items():
                 try:
                     request = works[client].send(answer)
                 except StopIteration as end:
                     finished[client] = end.value
                 else:
-                    key = clock.key(purpose, client)
+                    key = clock.key(f"exchange {exchange} request {fits[client]}", client)
+                    fits[client] += isinstance(request, Fit)
                     pending[client] = Pending(self.federation.cards[client], request, key)
             answers = dict(zip(pending, self.trainer.answer(list(pending.values())), strict=True)) if pending else {}
             pending.clear()
-            count += 1
         seconds = (time.perf_counter() - started) / len(job)
         paths, self.trainer.paths = self.trainer.paths, Counter()
         return Done([Answer(one.client, *finished[one.client], seconds) for one in job], paths)

@@ -19,7 +19,7 @@ from polyfed.engine.logged import LoggedMeans
 from polyfed.engine.minibatches import StackedBatches, batches, epoch_orders, steps_of
 from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import fit_stacked
-from polyfed.method.protocol import Fit, Fitted, Measure, Objective, Request
+from polyfed.method.protocol import Fit, Fitted, Gradient, Measure, Objective, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
 from polyfed.rng import Key, seeded
 from polyfed.scenario.federation import Card
@@ -28,6 +28,9 @@ MEASURE_BATCH = 256
 STACKED = "stacked"
 
 Precision = Literal["float32", "bfloat16"]
+
+
+Answered = Fitted | dict[str, float] | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ class Trainer:
         """Return how many clients with such a model to hand over at once."""
         return self.rule.width(self.model(self.components(card, frozenset(card.modalities))))
 
-    def answer(self, pending: Sequence[Pending]) -> list[Fitted | dict[str, float]]:
+    def answer(self, pending: Sequence[Pending]) -> list[Answered]:
         """Answer requests, in their order."""
-        answers: dict[int, Fitted | dict[str, float]] = {}
+        answers: dict[int, Answered] = {}
         groups: dict[Hashable, dict[int, PendingFit]] = {}
         for place, one in enumerate(pending):
             if isinstance(one.request, Fit) and not len(one.request.data):
@@ -93,6 +96,8 @@ class Trainer:
             elif isinstance(one.request, Fit):
                 key = signature(self.components(one.card, one.request.active), one.request)
                 groups.setdefault(key, {})[place] = PendingFit(one.card, one.request, one.key)
+            elif isinstance(one.request, Gradient):
+                answers[place] = self.gradient(one.card, one.request)
             else:
                 answers[place] = self.measure(one.card, one.request)
         for key, group in groups.items():
@@ -183,16 +188,14 @@ class Trainer:
         self, model: Resident, moving: list[str], request: Fit, key: tuple[Key, ...]
     ) -> tuple[int, dict[str, float]]:
         recipe, extra = request.recipe, self._moved(request.extra)
-        descent = Descent(model, moving, recipe)
         logged = LoggedMeans()
-        steps = 0
         parts = batches(len(request.data), recipe.epochs, recipe.batch_size, key)
+        descent = Descent(model, moving, recipe, len(parts))
         for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
             loss, scalars = request.objective(model, batch, extra)
             descent.step(loss)
             logged.add({"loss": loss, **scalars}, len(positions))
-            steps += 1
-        return steps, logged.means()
+        return len(parts), logged.means()
 
     @torch.no_grad()
     def measure(self, card: Card, request: Measure) -> dict[str, float]:
@@ -208,6 +211,30 @@ class Trainer:
                 loss, scalars = request.objective(model, batch, extra)
             logged.add({"loss": loss, **scalars}, len(positions))
         return logged.means()
+
+    def gradient(self, card: Card, request: Gradient) -> dict[str, Tensor]:
+        """Return the gradient of the objective over the data, on the CPU.
+
+        Parameters it does not reach are left out; without data all are.
+        """
+        if not len(request.data):
+            return {}
+        model = self.model(self.components(card, request.active))
+        model.load(request.parameters)
+        model.train_only(model.parameters)
+        set_mode(model, training=False)
+        extra = self._moved(request.extra)
+        total: dict[str, Tensor] = {}
+        parts = torch.split(torch.arange(len(request.data)), MEASURE_BATCH)
+        for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
+            with self.computing():
+                loss, _ = request.objective(model, batch, extra)
+            slopes = torch.autograd.grad(loss, list(model.parameters.values()), allow_unused=True)
+            for name, slope in zip(model.parameters, slopes, strict=True):
+                if slope is not None:
+                    share = slope * (len(positions) / len(request.data))
+                    total[name] = total[name] + share if name in total else share
+        return {name: slope.cpu() for name, slope in total.items()}
 
     # ------------------------------------------------------------------------------------------ samples and device
 

@@ -23,7 +23,7 @@ from polyfed.errors import UserError
 from polyfed.experiment import plugins
 from polyfed.explain import explain
 from polyfed.method.catalog import METHODS
-from polyfed.method.protocol import Recipe
+from polyfed.method.protocol import Recipe, Schedule
 from polyfed.method.select import SELECTORS
 from polyfed.model.catalog import MODELS
 from polyfed.registry import Chosen, Options, Registry
@@ -45,11 +45,23 @@ class TrainSection(Options):
     epochs: Annotated[int, Field(ge=1, description="local epochs per round")] = 1
     batch_size: Annotated[int, Field(ge=1, description="mini-batch size")] = 32
     clip_norm: Annotated[float | None, Field(gt=0, description="largest gradient norm; null for no limit")] = None
+    schedule: Annotated[
+        Schedule, Field(description="how the learning rate falls to 0 over the steps of a client's round")
+    ] = "constant"
+    least_epochs: Annotated[
+        int | None, Field(ge=1, description="each client draws its epochs anew every round, from this to epochs")
+    ] = None
 
     @model_validator(mode="after")
     def _momentum_needs_sgd(self) -> TrainSection:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is used by sgd only; with {self.optimizer} set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _least_epochs_are_fewer(self) -> TrainSection:
+        if self.least_epochs is not None and self.least_epochs > self.epochs:
+            raise ValueError(f"least_epochs is {self.least_epochs}, above epochs, which is {self.epochs}")
         return self
 
 
@@ -76,7 +88,13 @@ class EngineSection(Options):
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="bfloat16: mixed precision on float32 parameters")
     ] = "float32"
+    diagnostics: Annotated[
+        bool, Field(description="record how far clients' labels and models are from the others'")
+    ] = False
     evaluate_every: Annotated[int, Field(ge=1, description="rounds between evaluations")] = 1
+    server_test: Annotated[
+        bool, Field(description="also evaluate the global model on all clients' test samples with all modalities")
+    ] = False
     checkpoint_every: Annotated[int, Field(ge=1, description="rounds between checkpoints")] = 1
     quorum: Annotated[float, Field(gt=0, le=1, description="share of sound replies a round needs")] = 0.5
     largest_growth: Annotated[
@@ -109,6 +127,7 @@ class ScenarioSection:
     partition: Chosen
     modalities: Chosen
     tasks: Chosen
+    keep: tuple[str, ...] | None
     validation: float
     test: float
 
@@ -172,6 +191,13 @@ def schema() -> type[BaseModel]:
         "partition": (_choice(PARTITIONS), {"name": "iid"}),
         "modalities": (_choice(MODALITY_SETS), {"name": "all"}),
         "tasks": (_choice(TASK_SETS), {"name": "all"}),
+        "keep": (
+            Annotated[
+                list[str] | None,
+                Field(min_length=1, description="leave clients only these modalities; null: all they hold"),
+            ],
+            None,
+        ),
         "validation": (Annotated[Share, Field(description="share of a client's samples kept for validation")], 0.1),
         "test": (Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
     }
@@ -256,6 +282,7 @@ def _experiment(values: dict[str, Any], source: str) -> Experiment:
             _chosen(scenario["partition"]),
             _chosen(scenario["modalities"]),
             _chosen(scenario["tasks"]),
+            None if scenario["keep"] is None else tuple(scenario["keep"]),
             scenario["validation"],
             scenario["test"],
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,10 @@ from polyfed.engine.batching import Rule
 from polyfed.engine.loop import Loop, Plan, with_components
 from polyfed.engine.records import Observer
 from polyfed.engine.simulator import Deliver, Screening, untouched
-from polyfed.errors import UserError
+from polyfed.errors import UserError, unknown
 from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
-from polyfed.method.catalog import METHODS, POOLED
+from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS
 from polyfed.method.protocol import Method
 from polyfed.method.select import SELECTORS
 from polyfed.model.architecture import Architecture
@@ -61,6 +61,8 @@ class World:
             rule=Rule(engine.batching, engine.batching_memory * 2**20),
             precision=engine.precision,
             workers=None if engine.workers == "auto" else engine.workers,
+            server_test=engine.server_test,
+            diagnostics=engine.diagnostics,
         )
         return Loop(
             self.method,
@@ -90,10 +92,16 @@ def build_world(experiment: Experiment) -> World:
         only_tasks=experiment.data_tasks,
         seed=experiment.seed,
     )
+    everything = federation.modalities
+    if scenario.keep is not None:
+        federation = kept(federation, scenario.keep)
+    dropped = everything.keys() - federation.modalities.keys()
+    participation = 1.0
     if experiment.method.name in POOLED:
+        participation = participation_of(experiment.select, len(federation.cards))
         federation = federation.pooled()
     architecture: Architecture = MODELS.build(
-        experiment.model.name, experiment.model.options, federation.modalities, federation.tasks
+        experiment.model.name, model_options(experiment, dropped), federation.modalities, federation.tasks
     )
     select = experiment.select if federation.members is None else Chosen("all")
     check_cohort(select, len(federation.cards))
@@ -102,10 +110,45 @@ def build_world(experiment: Experiment) -> World:
         architecture.components,
         SELECTORS.build(select.name, select.options),
         federation.tasks,
+        participation,
     )
     method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
     check_method(experiment.method.name, method)
     return World(experiment, with_components(federation, architecture), architecture, method)
+
+
+def kept(federation: Federation, modalities: Sequence[str]) -> Federation:
+    """Leave clients only some modalities. Raises UserError for one that the federation does not have."""
+    for name in modalities:
+        if name not in federation.modalities:
+            raise unknown("modality", name, federation.modalities, place="scenario.keep")
+    return federation.keeping(modalities)
+
+
+def participation_of(select: Chosen, clients: int) -> float:
+    """Return the share of clients that a selection asks per round."""
+    wanted = select.options.get("clients")
+    return min(1.0, wanted / clients) if isinstance(wanted, int) else 1.0
+
+
+def model_options(experiment: Experiment, dropped: Collection[str]) -> dict[str, object]:
+    """Return the model's options; ``unimodal_heads``, where it is left open, is as the method needs it.
+
+    Encoders of modalities that nobody keeps are left out, so that a scenario can be narrowed by one key.
+    """
+    options = dict(experiment.model.options)
+    encoders = options.get("encoders")
+    if isinstance(encoders, Mapping):
+        options["encoders"] = {name: choice for name, choice in encoders.items() if name not in dropped}
+    needed = experiment.method.name in UNIMODAL_HEADS
+    if needed and options.get("unimodal_heads") is False:
+        raise UserError(
+            f"model.unimodal_heads: false, but the method {experiment.method.name!r} trains heads on single "
+            "modalities; set it to true or null"
+        )
+    if "unimodal_heads" in options and options["unimodal_heads"] is None:
+        options["unimodal_heads"] = needed
+    return options
 
 
 def check_method(name: str, method: object) -> None:

@@ -8,27 +8,24 @@ from functools import cache
 from typing import Literal
 
 from polyfed.data.schema import Task
-from polyfed.method.combine import Mean, MeanOverHolders, Weigh, diluted
-from polyfed.method.objective import supervised
+from polyfed.method.combine import Combine, diluted, mean_over_holders
 from polyfed.method.protocol import (
     ClientStep,
     Clock,
     Conversation,
-    Fit,
     Groups,
-    Objective,
     Order,
     Recipe,
-    Reducer,
     Reply,
     Work,
     expected,
-    fit,
     fold,
     join,
+    note,
 )
 from polyfed.method.select import Everyone, Selector
 from polyfed.method.server import Replace, ServerOptimizer
+from polyfed.method.training import Descend, Local, Training, recipe_of
 from polyfed.model.architecture import Tensors, component_of
 from polyfed.scenario.federation import Card, Client, Roster
 
@@ -38,12 +35,16 @@ Missing = Literal["renormalise", "dilute"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a method's builder is given: the training recipe, the selector, the tasks and the model's components."""
+    """What a method's builder is given: the training recipe, the selector, the tasks and the model's components.
+
+    ``participation`` is the share of clients that take part in a round.
+    """
 
     recipe: Recipe
     components: Components
     select: Selector = field(default_factory=Everyone)
     tasks: Mapping[str, Task] = field(default_factory=dict)
+    participation: float = 1.0
 
 
 def everything(parameter: str) -> bool:
@@ -74,21 +75,21 @@ class AveragingState:
 class Averaging:
     """Each chosen client trains on its own samples; what it shares is averaged over those who hold it.
 
-    ``objective`` is the local loss (``anchored``: it is given the received parameters as ``extra["anchor"]``),
-    ``share`` tells which parameter names travel, ``combine`` reduces the replies with weights from ``weigh``,
+    ``local`` is the local training, ``share`` tells which parameter names travel, ``combine`` reduces the replies with
+    weights from ``weigh``, ``needs`` is the range of each number that a reply must hold,
     ``missing`` tells what a client without a component means for its average (``renormalise``: it does not count,
     ``dilute``: it counts as unchanged), ``server`` what is done with the average. Whom to ask, with which modalities,
     and the training recipe are in ``context``.
     """
 
     context: Context
-    objective: Objective = supervised
-    anchored: bool = False
+    local: Local = field(default_factory=Descend)
     share: Callable[[str], bool] = everything
     weigh: Callable[[Card, Reply], float] = by_examples
-    combine: Callable[[Weigh], Reducer[Mean]] = MeanOverHolders
+    combine: Combine = mean_over_holders
     missing: Missing = "renormalise"
     server: ServerOptimizer = field(default_factory=Replace)
+    needs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def steps(self) -> Mapping[str, ClientStep]:
@@ -110,7 +111,10 @@ class Averaging:
         """Choose, train, average, update."""
         chosen, selection = yield from self.context.select.choose(state.parameters, state.selection, roster, clock)
         orders = self.orders(state, roster, chosen)
-        mean = yield from fold(orders, self.combine(lambda client, reply: self.weigh(roster[client], reply)))
+        reducer = self.combine(lambda client, reply: self.weigh(roster[client], reply), state.parameters, clock)
+        mean = yield from fold(orders, reducer)
+        if mean.note is not None:
+            yield from note(mean.note)
         if self.missing == "dilute":
             mean = diluted(mean, state.parameters)
         parameters, memory = self.server.update(state.parameters, mean.values, state.memory)
@@ -130,7 +134,7 @@ class Averaging:
                 if components not in by_components:
                     names = named_by(tuple(state.parameters), components)
                     tensors = {"parameters": {name: state.parameters[name] for name in names}}
-                    by_components[components] = Order("train", active, tensors, expects=expected(tensors))
+                    by_components[components] = Order("train", active, tensors, {}, expected(tensors), self.needs)
                 alike[key] = replace(by_components[components], active=active)
             orders[client] = alike[key]
         return orders
@@ -139,14 +143,15 @@ class Averaging:
         """Client step: fit the received and personal parameters to the client's training samples."""
         received = order.tensors["parameters"]
         start = join(received, personal.get("parameters", {}), client=client.card.id)
-        extra = {"anchor": received} if self.anchored else {}
         data = client.train.holding(order.active)
-        fitted = yield from fit(Fit(self.objective, start, data, self.context.recipe, active=order.active, extra=extra))
-        shared = {name: fitted.parameters[name] for name in received}
-        kept = {name: value for name, value in fitted.parameters.items() if name not in received}
-        numbers = {**fitted.numbers, "steps": float(fitted.steps)}
-        personal = {**personal, "parameters": kept} if kept else personal
-        return Reply(len(data), {"parameters": shared}, numbers), personal
+        recipe = recipe_of(self.context.recipe, clock, client.card.id)
+        training = Training(client, clock, start, received, data, order.active, recipe, personal)
+        trained = yield from self.local(training)
+        shared = {name: trained.parameters[name] for name in received}
+        kept = {name: value for name, value in trained.parameters.items() if name not in received}
+        if kept or trained.personal:
+            personal = {**personal, **trained.personal, **({"parameters": kept} if kept else {})}
+        return Reply(len(data), {"parameters": shared}, trained.numbers), personal
 
     def deploy(self, state: AveragingState, card: Card) -> Tensors:
         """Return the shared parameters of one client's components."""

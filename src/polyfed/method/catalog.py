@@ -15,6 +15,9 @@ from polyfed.method.classic import (
     local,
     multi_fedavg,
 )
+from polyfed.method.fedattn import fedattn
+from polyfed.method.fedhgb import fedhgb
+from polyfed.method.fednova import fednova
 from polyfed.method.protocol import Method
 from polyfed.registry import Registry
 
@@ -29,6 +32,12 @@ METHODS.add("fedadam", fedadam)
 METHODS.add("fedyogi", fedyogi)
 METHODS.add("fedadagrad", fedadagrad)
 METHODS.add("multi-fedavg", multi_fedavg)
+METHODS.add("fednova", fednova)
+METHODS.add("fedattn", fedattn)
+METHODS.add("fedhgb", fedhgb)
 
 # Methods that train on the pooled federation instead of exchanging anything.
 POOLED = frozenset({"centralized"})
+
+# Methods that train heads on single modalities beside the fused head.
+UNIMODAL_HEADS = frozenset({"fedhgb"})

@@ -10,6 +10,7 @@ from polyfed.method.averaging import Averaging, Context, Missing, nothing
 from polyfed.method.objective import Proximal
 from polyfed.method.protocol import Reply
 from polyfed.method.server import Adaptive, ServerSGD
+from polyfed.method.training import Descend, MatchedPasses
 from polyfed.scenario.federation import Card
 
 Positive = Annotated[float, Field(gt=0)]
@@ -26,8 +27,12 @@ def local(context: Context) -> Averaging:
 
 
 def centralized(context: Context) -> Averaging:
-    """One model trained on everybody's samples pooled: the reference without privacy."""
-    return Averaging(context, share=nothing)
+    """One model trained on everybody's samples pooled: the reference without privacy.
+
+    It sees the samples as often as a federated run does that asks the selection's share of clients per round: in all
+    ceil(rounds · epochs · share) times.
+    """
+    return Averaging(context, local=MatchedPasses(context.participation), share=nothing)
 
 
 def fedavg(context: Context, *, missing: MissingRule = "renormalise") -> Averaging:
@@ -48,7 +53,7 @@ def fedavgm(
 
 def fedprox(context: Context, *, mu: NonNegative = 0.01, missing: MissingRule = "renormalise") -> Averaging:
     """FedProx (Li et al., MLSys 2020): local loss plus (mu/2) times the squared distance from the received model."""
-    return Averaging(context, objective=Proximal(mu), anchored=True, missing=missing)
+    return Averaging(context, local=Descend(Proximal(mu), anchored=True), missing=missing)
 
 
 def fedadam(

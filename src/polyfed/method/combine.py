@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyfed.method.protocol import Reply
+from polyfed.method.protocol import Clock, Note, Reducer, Reply
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import ClientId
 
 Weigh = Callable[[ClientId, Reply], float]
+"""The weight of a client's reply: by examples, mostly."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Mean:
     values: Tensors
     weights: dict[str, float]
     total: float
+    note: Note | None = None
+
+
+Combine = Callable[[Weigh, Tensors, Clock], Reducer[Mean]]
+"""Makes the reducer of a round, given the clients' weights, the server's parameters and the clock."""
 
 
 WAITING = 32
@@ -111,6 +117,11 @@ class MeanOverHolders:
         mean += torch.mv(changes.t(), shares).view(mean.shape)
 
 
+def mean_over_holders(weigh: Weigh, current: Tensors, clock: Clock) -> Reducer[Mean]:
+    """Average each tensor over the clients that hold it."""
+    return MeanOverHolders(weigh)
+
+
 def diluted(mean: Mean, current: Tensors) -> Mean:
     """Count everybody who did not hold a tensor as holding its current value.
 
@@ -119,4 +130,4 @@ def diluted(mean: Mean, current: Tensors) -> Mean:
     values = {
         name: torch.lerp(current[name], value, mean.weights[name] / mean.total) for name, value in mean.values.items()
     }
-    return Mean(values, dict.fromkeys(values, mean.total), mean.total)
+    return Mean(values, dict.fromkeys(values, mean.total), mean.total, mean.note)

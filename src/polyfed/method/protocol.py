@@ -7,9 +7,10 @@ drive them by hand, the simulator in one process and a network across sites.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Order:
     """Server -> one client: do ``step`` with the ``active`` modalities.
 
     ``expects`` names every tensor the reply must hold, by group; anything else in a reply is refused. It stays with
-    the server and does not travel.
+    the server and does not travel; nor does ``needs``, the range of each number that the reply must hold.
     """
 
     step: str
@@ -55,6 +56,7 @@ class Order:
     tensors: Groups = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     expects: Mapping[str, Mapping[str, Expected]] = field(default_factory=dict)
+    needs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,15 @@ class Fold(Ask):
     reducer: Reducer[Any]
 
 
-Conversation = Generator[Ask, Any, T]
+@dataclass(frozen=True)
+class Note:
+    """What the server wants in the records: numbers of the round, and numbers of single clients. Nobody is asked."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    clients: Mapping[ClientId, Mapping[str, float]] = field(default_factory=dict)
+
+
+Conversation = Generator[Ask | Note, Any, T]
 
 
 def ask(orders: Orders) -> Conversation[dict[ClientId, Reply]]:
@@ -124,6 +134,11 @@ def fold(orders: Orders, reducer: Reducer[A]) -> Conversation[A]:
     """Exchange orders for a reduced value: ``total = yield from fold(orders, reducer)``."""
     total: A = yield Fold(orders, reducer)
     return total
+
+
+def note(wanted: Note) -> Conversation[None]:
+    """Have something recorded: ``yield from note(Note(...))``."""
+    yield wanted
 
 
 # ---------------------------------------------------------------------------------------------- client requests
@@ -157,9 +172,17 @@ the length of the batch, so that batches may be padded and clients stacked.
 """
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How to fit: optimiser, local epochs, batch size. A new optimiser starts with every fit."""
+    """How to fit: optimiser, local epochs, batch size. A new optimiser starts with every fit.
+
+    ``schedule`` lowers the learning rate from ``lr`` over the steps of a fit, step j of n: to (1 − j / n) lr
+    (``linear``) or (1 + cos(π j / n)) lr / 2 (``cosine``). With ``least_epochs``
+    each client draws its epochs anew every round.
+    """
 
     optimizer: str = "sgd"
     lr: float = 0.05
@@ -168,6 +191,14 @@ class Recipe:
     epochs: int = 1
     batch_size: int = 32
     clip_norm: float | None = None
+    schedule: Schedule = "constant"
+    least_epochs: int | None = None
+
+    def share_of_lr(self, step: int, steps: int) -> float:
+        """Return the share of ``lr`` with which step ``step`` (from 0) of ``steps`` is taken."""
+        if self.schedule == "linear":
+            return 1 - step / steps
+        return (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else 1.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +239,25 @@ class Measure:
     extra: Groups = field(default_factory=dict)
 
 
-Request = Fit | Measure
+@dataclass(frozen=True)
+class Gradient:
+    """Compute the gradient of ``objective`` over all of ``data`` at ``parameters``, without training.
+
+    The model is in evaluation mode. Where the data take several batches, these count by their samples.
+    """
+
+    objective: Objective
+    parameters: Tensors
+    data: Samples
+    active: frozenset[str]
+    extra: Groups = field(default_factory=dict)
+
+
+Request = Fit | Measure | Gradient
+
+NOTES = "notes"
+"""The personal group of what a client notes for the records, () tensors by name. It never leaves the client."""
+
 Work = Generator[Request, Any, tuple[Reply, Groups]]
 """What a client step is: yields requests, returns its reply and the client's personal groups."""
 
@@ -223,6 +272,12 @@ def measure(request: Measure) -> Generator[Request, Any, dict[str, float]]:
     """Have a measurement done: ``numbers = yield from measure(Measure(...))``."""
     numbers: dict[str, float] = yield request
     return numbers
+
+
+def gradient(request: Gradient) -> Generator[Request, Any, dict[str, Tensor]]:
+    """Have a gradient computed: ``slopes = yield from gradient(Gradient(...))``; names the loss misses are left out."""
+    slopes: dict[str, Tensor] = yield request
+    return slopes
 
 
 # ---------------------------------------------------------------------------------------------- methods

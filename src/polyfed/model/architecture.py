@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ class Outputs(NamedTuple):
     """What a model computes from a batch.
 
     ``features[m]`` (batch, width) for each modality in the batch, ``fused`` (batch, fusion width), ``predictions[t]``
-    (batch, classes) logits or (batch, *shape of t).
+    (batch, classes) logits or (batch, *shape of t). ``unimodal[m][t]`` is what a head on the features of modality m
+    alone predicts, where the model has such heads; it means nothing where m is absent.
     """
 
     features: dict[str, Tensor]
     fused: Tensor
     predictions: dict[str, Tensor]
+    unimodal: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
 
 class ClientModel(Protocol):

@@ -27,6 +27,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.Tensor.clone,
 }
 
+Presence = Mapping[str, Tensor | None]
+"""Masks (batch,) by modality; None: every sample has it."""
+
+
+def kept(values: Tensor, present: Tensor | None) -> Tensor:
+    """Zero the rows of absent samples."""
+    return values if present is None else keep(values, present)
+
+
+def everybody(features: Tensor) -> Tensor:
+    """Return a mask (batch,) of samples that are all present."""
+    return torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+
+
 FusedWidth = Annotated[
     int | None, Field(ge=1, description="width of the fused vector; by default that of the features")
 ]
@@ -50,7 +64,7 @@ class Fusion(Protocol):
         """Build the part of a modality, or the shared part of that name."""
         ...
 
-    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """Fuse features[m] (batch, width) where present[m] (batch,) is true -> (batch, fused width).
 
         There is at least one modality in ``features``. Rows of absent samples are not used, whatever they hold; a
@@ -82,9 +96,9 @@ class Concat:
         """Build the columns of one modality."""
         return nn.Linear(self.features, self.width)
 
-    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """Fuse; see ``Fusion``."""
-        blocks = [keep(parts[m](keep(features[m], present[m])), present[m]) for m in sorted(features)]
+        blocks = [kept(parts[m](kept(features[m], present[m])), present[m]) for m in sorted(features)]
         fused = ACTIVATIONS[self.activation](reduce(torch.add, blocks))
         return dropped(fused, self.dropout, parts.training)
 
@@ -141,11 +155,11 @@ class Attention:
         """Build the projection of one modality, or the attention."""
         return Pooling(self.width, self.heads) if name in self.shared else nn.Linear(self.features, self.width)
 
-    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    def fuse(self, parts: nn.ModuleDict, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """Fuse; see ``Fusion``."""
         names = sorted(features)
-        tokens = torch.stack([parts[m](keep(features[m], present[m])) for m in names], dim=-2)
-        mask = torch.stack([present[m] for m in names], dim=-1)
+        tokens = torch.stack([parts[m](kept(features[m], present[m])) for m in names], dim=-2)
+        mask = torch.stack([everybody(features[m]) if (here := present[m]) is None else here for m in names], dim=-1)
         fused = keep(parts["attention"](tokens, mask), mask.any(-1))
         return dropped(fused, self.dropout, parts.training)
 

@@ -17,9 +17,8 @@ from polyfed.errors import PolyfedError, UserError, unknown
 from polyfed.model import parts
 from polyfed.model.architecture import Outputs
 from polyfed.model.encoders import default_encoder
-from polyfed.model.fusion import Fusion
+from polyfed.model.fusion import Fusion, kept
 from polyfed.model.heads import default_head, prediction_shape
-from polyfed.model.masks import keep
 from polyfed.model.parts import Choice
 from polyfed.rng import seeded
 
@@ -28,13 +27,19 @@ CONCAT: Choice = {"name": "concat"}
 
 
 class ModularModel(nn.Module):
-    """A client's model. Parameter names are ``encoder.<modality>...``, ``fusion.<part>...`` and ``head.<task>...``."""
+    """A client's model.
+
+    Parameter names are ``encoder.<modality>...``, ``fusion.<part>...``, ``head.<task>...`` and, with uni-modal heads,
+    ``unimodal.<modality>.<task>...``.
+    """
 
     def __init__(self, components: Mapping[str, nn.Module], fusion: Fusion) -> None:
         super().__init__()
         self.encoder, self.fusion, self.head = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.unimodal = nn.ModuleDict({modality: nn.ModuleDict() for modality in unimodal_of(components)})
         for component in sorted(components):
-            self.get_submodule(component.split(".")[0]).add_module(component.split(".")[1], components[component])
+            place, _, name = component.rpartition(".")
+            self.get_submodule(place).add_module(name, components[component])
         self._fusion = fusion
 
     def forward(self, batch: Batch) -> Outputs:
@@ -44,9 +49,19 @@ class ModularModel(nn.Module):
         """
         used = sorted(batch.inputs.keys() & self.encoder.keys())
         # Absent rows are zero already; should one hold NaN all the same, it must not reach an encoder's gradient.
-        features = {m: self.encoder[m](keep(batch.inputs[m], batch.present[m])) for m in used}
-        fused = self._fusion.fuse(self.fusion, features, batch.present) if used else self._nothing(batch)
-        return Outputs(features, fused, {task: head(fused) for task, head in self.head.items()})
+        here = {m: None if m in batch.everywhere else batch.present[m] for m in used}
+        features = {m: self.encoder[m](kept(batch.inputs[m], here[m])) for m in used}
+        fused = self._fusion.fuse(self.fusion, features, here) if used else self._nothing(batch)
+        predictions = {task: head(fused) for task, head in self.head.items()}
+        unimodal = {
+            m: {task: head(features[m]) for task, head in heads.items()}
+            for m, heads in self._unimodal_heads()
+            if m in features
+        }
+        return Outputs(features, fused, predictions, unimodal)
+
+    def _unimodal_heads(self) -> list[tuple[str, nn.ModuleDict]]:
+        return [(name, heads) for name, heads in self.unimodal.items() if isinstance(heads, nn.ModuleDict)]
 
     def _nothing(self, batch: Batch) -> Tensor:
         """Fuse no modality at all: zeros (batch, fused width)."""
@@ -56,12 +71,16 @@ class ModularModel(nn.Module):
 
 @dataclass(frozen=True)
 class Modular:
-    """Components ``encoder.<modality>``, ``fusion.<modality>`` (and shared ``fusion.*``), ``head.<task>``."""
+    """Components ``encoder.<modality>``, ``fusion.<modality>`` (and shared ``fusion.*``), ``head.<task>``.
+
+    With ``unimodal_heads`` also ``unimodal.<modality>.<task>``: a head on the features of one modality.
+    """
 
     modalities: Mapping[str, Modality]
     tasks: Mapping[str, Task]
     fusion: Fusion
     builders: Mapping[str, Callable[[], nn.Module]]
+    unimodal_heads: bool = False
 
     def components(self, modalities: Collection[str], tasks: Collection[str]) -> tuple[str, ...]:
         """Name the components that a client with these modalities and tasks uses, sorted."""
@@ -70,7 +89,10 @@ class Modular:
         shared = self.fusion.shared if modalities else ()
         encoders = {f"encoder.{name}" for name in modalities}
         fusion = {f"fusion.{name}" for name in [*modalities, *shared]}
-        return tuple(sorted(encoders | fusion | {f"head.{name}" for name in tasks}))
+        heads = {f"head.{name}" for name in tasks}
+        if self.unimodal_heads:
+            heads |= {unimodal_head(modality, task) for modality in modalities for task in tasks}
+        return tuple(sorted(encoders | fusion | heads))
 
     def assemble(self, components: Collection[str]) -> nn.Module:
         """Build the model of these components, which must be what some modalities and tasks call for."""
@@ -89,6 +111,16 @@ class Modular:
                 module = self.builders[component]()
             values |= {f"{component}.{name}": value.detach() for name, value in module.named_parameters()}
         return values
+
+
+def unimodal_head(modality: str, task: str) -> str:
+    """Name the component that predicts a task from one modality alone."""
+    return f"unimodal.{modality}.{task}"
+
+
+def unimodal_of(components: Collection[str]) -> list[str]:
+    """Modalities that have uni-modal heads among these components, sorted."""
+    return sorted({name.split(".")[0] for name in held("unimodal", components)})
 
 
 def held(kind: str, components: Collection[str]) -> list[str]:
@@ -138,7 +170,9 @@ def check(model: Modular, width: int) -> None:
         dtype = torch.int64 if modality.kind == "tokens" else torch.float32
         examples[f"encoder.{name}"] = torch.zeros(2, *modality.shape, dtype=dtype), (2, width)
     for name, task in model.tasks.items():
-        examples[f"head.{name}"] = torch.zeros(2, model.fusion.width), (2, *prediction_shape(task))
+        shape = (2, *prediction_shape(task))
+        examples[f"head.{name}"] = torch.zeros(2, model.fusion.width), shape
+        examples |= {unimodal_head(modality, name): (torch.zeros(2, width), shape) for modality in model.modalities}
     for component, build in model.builders.items():
         example, shape = examples.get(component, (None, ()))
         try:
@@ -160,11 +194,15 @@ def modular(
     encoders: Mapping[str, Choice] = DEFAULTS,
     fusion: Choice = CONCAT,
     heads: Mapping[str, Choice] = DEFAULTS,
+    unimodal_heads: Annotated[
+        bool | None, Field(description="also a head per modality and task; null: where the method needs them")
+    ] = None,
 ) -> Modular:
-    """An encoder per modality, a fusion of those present, a head per task.
+    """An encoder per modality, a fusion of those present, a head per task; on request also uni-modal heads.
 
     ``width`` is that of the features. ``encoders`` (by modality), ``fusion`` and ``heads`` (by task) each take a
-    ``name`` and that part's options; what is not mentioned is chosen by the kind of modality or task.
+    ``name`` and that part's options; what is not mentioned is chosen by the kind of modality or task. A uni-modal head
+    is built like the head of its task.
     """
     known(encoders, modalities, "modality", "model.encoders")
     known(heads, tasks, "task", "model.heads")
@@ -183,7 +221,10 @@ def modular(
     for name, task in tasks.items():
         check_name("task", name)
         place, choice, default = f"model.heads.{name}", heads.get(name, {}), default_head(task)
-        builders[f"head.{name}"] = partial(parts.build, parts.HEADS, choice, default, place, task, fused.width)
-    model = Modular(dict(modalities), dict(tasks), fused, builders)
+        build = partial(parts.build, parts.HEADS, choice, default, place, task)
+        builders[f"head.{name}"] = partial(build, fused.width)
+        if unimodal_heads:
+            builders |= {unimodal_head(modality, name): partial(build, width) for modality in modalities}
+    model = Modular(dict(modalities), dict(tasks), fused, builders, bool(unimodal_heads))
     check(model, width)
     return model

@@ -61,6 +61,8 @@ class ClientRecord(Entry):
     modalities: tuple[str, ...] = ()
     examples: Count = 0
     numbers: Mapping[str, Number] = {}
+    notes: Mapping[str, Number] = {}
+    divergence: Mapping[str, Number] = {}
     bytes: ComponentBytes = ComponentBytes()
     seconds: Number = 0.0
 
@@ -92,6 +94,32 @@ class EvaluationRecord(Entry):
     metrics: Metrics = {}
 
 
+class ServerEvaluationRecord(Entry):
+    """Metrics of the global model on all test samples with all modalities after a round."""
+
+    kind: Literal["server_evaluation"]
+    round: Count
+    examples: Mapping[str, Count] = {}
+    metrics: Metrics = {}
+
+
+class NoteRecord(Entry):
+    """What a method noted of a round, and of single clients in it."""
+
+    kind: Literal["note"]
+    round: Count
+    numbers: Mapping[str, Number] = {}
+    clients: Mapping[int, Mapping[str, Number]] = {}
+
+
+class SkewRecord(Entry):
+    """How far one client's labels are from everybody's, by task and modality."""
+
+    kind: Literal["skew"]
+    client: int
+    label_distance: Metrics = {}
+
+
 class WorkerRecord(Entry):
     """A worker process that died."""
 
@@ -115,7 +143,15 @@ class RoundRecord(Entry):
 
 
 Record = Annotated[
-    ClientRecord | RefusedRecord | EvaluationRecord | WorkerRecord | RoundRecord, Field(discriminator="kind")
+    ClientRecord
+    | RefusedRecord
+    | EvaluationRecord
+    | ServerEvaluationRecord
+    | NoteRecord
+    | SkewRecord
+    | WorkerRecord
+    | RoundRecord,
+    Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 

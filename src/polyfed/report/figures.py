@@ -99,6 +99,20 @@ def _baseline_chip(run: RunData, task: str, metric: str) -> tuple[Chip, ...]:
     return (Chip(f"{short(run.baseline.method)} (dashed)", GREY, BASELINE),)
 
 
+def global_card(run: RunData) -> Card | None:
+    """Plot the global model on the server's test samples; None where it was not evaluated."""
+    plots = []
+    for task, metric in sorted(run.history.server):
+        curve = run.history.global_model(task, metric)
+        layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": axis(label(metric), rangemode="tozero")}
+        trace = curve_trace(curve, name=label(metric), line={"color": COLOURS[0], "width": 2})
+        plots.append(plot(f"{short(task)}: {short(metric)}", [trace], layout))
+    if not plots:
+        return None
+    text = "The model of all components on all clients' test samples, with every modality the data has of them."
+    return Card("Global model", text, tuple(plots))
+
+
 # ------------------------------------------------------------------------------------------------ training loss
 
 

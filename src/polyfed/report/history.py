@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from polyfed.report.entries import (
     ClientRecord,
     ComponentBytes,
     EvaluationRecord,
+    Metrics,
+    NoteRecord,
     Record,
     Refusal,
     RefusedRecord,
     RoundRecord,
+    ServerEvaluationRecord,
+    SkewRecord,
     TotalBytes,
+    WorkerRecord,
     group_name,
 )
 
@@ -90,6 +96,32 @@ class History:
     down: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     traffic: dict[int, TotalBytes] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    server: dict[tuple[str, str], Series] = field(default_factory=lambda: defaultdict(_series))
+    noted: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
+    divergence: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
+    skews: dict[int, Metrics] = field(default_factory=dict)
+    round_notes: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
+    client_notes: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    def global_model(self, task: str, metric: str) -> Curve:
+        """Return a metric of the global model on the server's test samples."""
+        return _merged([self.server.get((task, metric), {})])
+
+    def diverged(self, component: str) -> Curve:
+        """Return how far clients' parameters of a component went from the server's, mean over clients."""
+        return _merged([self.divergence.get(component, {})])
+
+    def note(self, name: str) -> Curve:
+        """Return the mean over clients of something they noted."""
+        return _merged([self.noted.get(name, {})])
+
+    def pairs(self, one: str, other: str) -> list[tuple[int, int, float, float]]:
+        """Return (round, client, value, value) wherever both were noted of a client, by it or by the server."""
+        return [
+            (*place, held[one], held[other])
+            for place, held in sorted(self.client_notes.items())
+            if one in held and other in held and math.isfinite(held[one]) and math.isfinite(held[other])
+        ]
 
     def metric(self, task: str, metric: str, split: str, belongs: Callable[[str], bool] | None = None) -> Curve:
         """Return the mean over clients of a metric; ``belongs`` chooses modality groups (default: all)."""
@@ -121,16 +153,27 @@ def gather(records: Iterable[Record], groups: Mapping[int, str]) -> History:
     """Read all records once and sum them up."""
     history = History(groups)
     for record in records:
-        if isinstance(record, ClientRecord):
-            _add_client(history, record)
-        elif isinstance(record, EvaluationRecord):
-            _add_evaluation(history, record)
-        elif isinstance(record, RoundRecord):
-            _add_round(history, record)
-        elif isinstance(record, RefusedRecord):
-            history.refused.append(record)
-            _add_bytes(history, record.bytes)
+        ADDERS[type(record)](history, record)
     return history
+
+
+def _add_refused(history: History, record: RefusedRecord) -> None:
+    history.refused.append(record)
+    _add_bytes(history, record.bytes)
+
+
+def _add_server_evaluation(history: History, record: ServerEvaluationRecord) -> None:
+    for task, metrics in record.metrics.items():
+        for metric, value in metrics.items():
+            history.server[task, metric][record.round].add(value)
+
+
+def _add_skew(history: History, record: SkewRecord) -> None:
+    history.skews[record.client] = record.label_distance
+
+
+def _add_worker(history: History, record: WorkerRecord) -> None:
+    """What became of a worker changed nothing in the results."""
 
 
 def _add_client(history: History, record: ClientRecord) -> None:
@@ -141,7 +184,20 @@ def _add_client(history: History, record: ClientRecord) -> None:
     group = history.groups.get(record.client, "unknown")
     for name, value in record.numbers.items():
         history.training[TrainingKey(record.step, name, group)][record.round].add(value, max(record.examples, 1))
+    for component, distance in record.divergence.items():
+        history.divergence[component][record.round].add(distance)
+    for name, value in record.notes.items():
+        history.noted[name][record.round].add(value)
+    if record.notes:
+        history.client_notes[record.round, record.client].update(record.notes)
     _add_bytes(history, record.bytes)
+
+
+def _add_note(history: History, record: NoteRecord) -> None:
+    for name, value in record.numbers.items():
+        history.round_notes[name][record.round].add(value)
+    for client, numbers in record.clients.items():
+        history.client_notes[record.round, client].update(numbers)
 
 
 def _add_bytes(history: History, travelled: ComponentBytes) -> None:
@@ -163,3 +219,16 @@ def _add_round(history: History, record: RoundRecord) -> None:
     history.traffic[record.round] = record.bytes
     for client in set(record.cohort) - set(record.replied):
         history.active[client].setdefault(record.round, NO_REPLY)
+
+
+ADDERS: Mapping[type[Record], Callable[[History, Any], None]] = {
+    ClientRecord: _add_client,
+    EvaluationRecord: _add_evaluation,
+    ServerEvaluationRecord: _add_server_evaluation,
+    RoundRecord: _add_round,
+    RefusedRecord: _add_refused,
+    NoteRecord: _add_note,
+    SkewRecord: _add_skew,
+    WorkerRecord: _add_worker,
+}
+"""What takes in each kind of record."""

@@ -11,10 +11,12 @@ from markupsafe import Markup
 from polyfed import __version__
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.errors import UserError
+from polyfed.report.blending_figures import clients_card as blended_clients_card
+from polyfed.report.blending_figures import divergence_card, heads_card
 from polyfed.report.client_figures import client_cards
 from polyfed.report.entries import NOTHING
 from polyfed.report.facts import MANY_TASKS, description, judged_tasks, refusals, tiles
-from polyfed.report.figures import bytes_card, metric_cards, training_card
+from polyfed.report.figures import bytes_card, global_card, metric_cards, training_card
 from polyfed.report.formats import plural, short, shown
 from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
@@ -34,7 +36,12 @@ def report_content(run: RunData) -> dict[str, Any]:
     """Gather everything the report's template shows."""
     palette = group_palette(run)
     sections = [
-        ("progress", "Progress", _present(*metric_cards(run, palette), training_card(run, palette))),
+        (
+            "progress",
+            "Progress",
+            _present(*metric_cards(run, palette), global_card(run), training_card(run, palette)),
+        ),
+        ("blending", "Blending", _present(heads_card(run), blended_clients_card(run), divergence_card(run))),
         ("clients", "Clients", _present(*client_cards(run, palette), participation_card(run, palette))),
         ("traffic", "Communication", _present(bytes_card(run))),
     ]

@@ -74,6 +74,7 @@ def build(
         used,
         Cards(modality_sets, task_names, np.diff(splits["train"].offsets), names),
         store.load,
+        server_test=splits["test"].samples,
     )
 
 

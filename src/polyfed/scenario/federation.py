@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -55,7 +55,8 @@ class Cards(Mapping[ClientId, Card]):
         examples: IntArray,
         names: Mapping[ClientId, str],
     ) -> None:
-        self.ids = range(len(examples))
+        self.ids: Sequence[ClientId] = range(len(examples))
+        self._known: Collection[ClientId] = self.ids
         self._modalities, self._tasks, self._examples, self._names = modalities, tasks, examples, names
         self._kinds = tuple(dict.fromkeys(zip(modalities, tasks, strict=True)))
         self._components: Mapping[tuple[Names, Names], Names] = {}
@@ -74,10 +75,10 @@ class Cards(Mapping[ClientId, Card]):
         return len(self.ids)
 
     def __contains__(self, client: object) -> bool:
-        return client in self.ids
+        return client in self._known
 
     def _card(self, client: ClientId) -> Card:
-        if client not in self.ids:
+        if client not in self._known:
             raise KeyError(client)
         modalities, tasks = self._modalities[client], self._tasks[client]
         return Card(
@@ -89,6 +90,31 @@ class Cards(Mapping[ClientId, Card]):
             self._components.get((modalities, tasks), ()),
         )
 
+    def only(self, clients: Sequence[ClientId]) -> Cards:
+        """Return the cards of some clients."""
+        cards = copy(self)
+        cards.ids = clients
+        cards._known = frozenset(clients)
+        kinds = [(self._modalities[client], self._tasks[client]) for client in clients]
+        cards._kinds, cards._made = tuple(dict.fromkeys(kinds)), {}
+        return cards
+
+    def keeping(self, modalities: Collection[str]) -> Cards:
+        """Return the cards with these modalities only, of the clients that hold one of them.
+
+        They count the samples as before; see ``counting``.
+        """
+        cards = copy(self)
+        cards._modalities = [tuple(name for name in held if name in modalities) for held in self._modalities]
+        return cards.only([client for client in self.ids if cards._modalities[client]])
+
+    def counting(self, examples: Mapping[ClientId, int]) -> Cards:
+        """Return the cards with other numbers of training samples, of the clients that have some."""
+        cards = copy(self)
+        cards._examples = self._examples.copy()
+        cards._examples[list(examples)] = list(examples.values())
+        return cards.only([client for client in self.ids if examples[client]])
+
     @property
     def models(self) -> tuple[Names, ...]:
         """Return the different sets of components among the clients."""
@@ -97,7 +123,7 @@ class Cards(Mapping[ClientId, Card]):
     @property
     def mean_examples(self) -> float:
         """Return the mean number of training samples of a client."""
-        return float(np.mean(self._examples))
+        return float(np.mean(self._examples[np.asarray(self.ids)]))
 
     def with_components(self, components: Callable[[Names, Names], Names]) -> Cards:
         """Return the cards with the components that a client with such modalities and tasks has."""
@@ -167,7 +193,8 @@ class Ready:
 class Federation:
     """Modalities, tasks and clients. ``load`` makes a client of its card when it is asked for, so many cost little.
 
-    After ``pooled``, ``members`` are the clients whose data the pooled model is judged on.
+    After ``pooled``, ``members`` are the clients whose data the pooled model is judged on. ``server_test`` are the
+    test samples of all clients with everything the data has of them: what a server would judge the global model on.
     """
 
     modalities: Mapping[str, Modality]
@@ -175,6 +202,7 @@ class Federation:
     cards: Cards
     load: Callable[[Card], Client]
     members: Federation | None = None
+    server_test: Samples | None = None
 
     def client(self, client: ClientId) -> Client:
         """Return one client with its samples."""
@@ -198,4 +226,41 @@ class Federation:
         }
         train = splits["train"]
         cards = Cards([train.modalities], [train.tasks], np.array([len(train)]), {0: "all clients together"})
-        return Federation(self.modalities, self.tasks, cards, Ready(splits).load, members=self)
+        return Federation(self.modalities, self.tasks, cards, Ready(splits).load, self, self.server_test)
+
+    def keeping(self, modalities: Collection[str]) -> Federation:
+        """Return the federation with these modalities only. Clients that hold none of them, or no sample, stay out.
+
+        All else is as it was: who holds what of which samples, and which are for training.
+        """
+        kept, test = Kept(self), self.server_test
+        cards = self.cards.keeping(modalities)
+        examples = {client: len(kept.samples(card, "train")) for client, card in cards.items()}
+        return replace(
+            self,
+            modalities={name: held for name, held in self.modalities.items() if name in modalities},
+            cards=cards.counting(examples),
+            load=kept.load,
+            server_test=None if test is None else restricted(test, [m for m in test.modalities if m in modalities]),
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Clients of a federation, with fewer modalities than they hold there; samples that have none of them are gone."""
+
+    federation: Federation
+
+    def load(self, card: Card) -> Client:
+        """Return a client, whose samples are made when they are asked for."""
+        return Client(card, self.samples)
+
+    def samples(self, card: Card, split: Split) -> Samples:
+        """Make a client's samples of one split."""
+        return restricted(self.federation.client(card.id).samples(split), card.modalities)
+
+
+def restricted(samples: Samples, modalities: Sequence[str]) -> Samples:
+    """Return the samples that have one of these modalities, with these modalities only."""
+    held = [name for name in samples.modalities if name in modalities]
+    return samples.only(held, samples.tasks).holding(held)
