@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import fold, measure, mixed, plot, profile, race, tables
+from benchmarks import blending, fold, measure, mixed, plot, profile, race, tables
 from benchmarks.bare import BareLoop
 from benchmarks.engine import Execution, federation_of, run
 from benchmarks.system import BARE, POLYFED, System
@@ -202,3 +203,25 @@ def test_a_wrong_argument_is_refused(words: list[str], capsys: pytest.CaptureFix
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["gpu"])
     assert "finds no GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "{}", '{"machine": {}}'])
+def test_a_file_that_was_not_measured_is_one_clear_error(content: str, tmp_path: Path) -> None:
+    source = tmp_path / "measured.json"
+    source.write_text(content)
+    with pytest.raises(SystemExit, match=r"^benchmarks: .*measured\.json: not "):
+        command.main(["--from", str(source)])
+
+
+def test_the_cost_of_blending_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"fedavg": 0.1, "fedhgb": 0.125, "ratio": 1.25}
+    (tmp_path / "measured.json").write_text(json.dumps({**measured(), "blending": {"small": found}}))
+    command.main(["--from", str(tmp_path / "measured.json")])
+    assert re.search(r"small +0\.100 s +0\.125 s +1\.25", capsys.readouterr().out)
+
+
+@pytest.mark.skipif("POLYFED_DATA" not in os.environ, reason="POLYFED_DATA names no folder of downloaded sets")
+def test_the_cost_of_blending_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blending, "ROUNDS", 2)
+    (only,) = blending.seconds("fedhgb", {"scenario.keep": ["gyroscope"], "train.epochs": 1})
+    assert only > 0
