@@ -331,3 +331,9 @@ def test_momentum_on_the_server_keeps_half_of_the_last_change() -> None:
     assert float(current["a"]) == 4.0
     current, _ = server.update(current, {"a": torch.tensor([5.0])}, memory)
     assert float(current["a"]) == 7.0
+
+
+def test_fednova_says_what_it_does_with_adam() -> None:
+    context = Context(Recipe(optimizer="adam"), lambda modalities, tasks: ())
+    with pytest.warns(UserWarning, match="of the local optimiser adam only the number of steps"):
+        fednova(context)

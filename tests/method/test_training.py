@@ -20,7 +20,7 @@ from polyfed.engine.resident import Resident
 from polyfed.engine.trainer import Trainer
 from polyfed.method.objective import supervised
 from polyfed.method.protocol import Clock, Fit, Fitted, Recipe
-from polyfed.method.training import Descend, MatchedPasses, Trained, Training, passes, recipe_of
+from polyfed.method.training import Descend, MatchedPasses, Trained, Training, expected_epochs, passes, recipe_of
 from polyfed.model.modular import modular
 from polyfed.scenario.federation import Card, Client
 from tests.engine.cohorts import alone, answers, assert_agree, cohort, fit_of, table_of, together
@@ -102,7 +102,7 @@ def one_round(local: MatchedPasses, number: int, total: int, each: int) -> tuple
 
 
 def taken(share: float, rounds: int, each: int) -> list[int]:
-    return [one_round(MatchedPasses(share), number, rounds, each)[0] for number in range(1, rounds + 1)]
+    return [one_round(MatchedPasses(share, each), number, rounds, each)[0] for number in range(1, rounds + 1)]
 
 
 def test_passes_by_hand() -> None:
@@ -131,13 +131,13 @@ def test_a_number_of_passes_is_rounded_up_but_not_for_a_rounding_error() -> None
 
 
 def test_a_round_without_passes_changes_nothing_and_took_no_step() -> None:
-    asked, trained = one_round(MatchedPasses(0.1), 2, 12, 2)
+    asked, trained = one_round(MatchedPasses(0.1, 2), 2, 12, 2)
     assert asked == 0
     assert (float(trained.parameters["a"]), dict(trained.numbers)) == (0.0, {"steps": 0.0})
 
 
 def test_a_round_with_passes_trains() -> None:
-    asked, trained = one_round(MatchedPasses(0.1), 6, 12, 2)
+    asked, trained = one_round(MatchedPasses(0.1, 2), 6, 12, 2)
     assert asked == 1
     assert (float(trained.parameters["a"]), dict(trained.numbers)) == (1.0, {"loss": 2.0, "steps": 7.0})
 
@@ -243,3 +243,11 @@ def test_a_linear_schedule_by_a_loop_of_our_own(momentum: float) -> None:
     assert found.steps == len(parts) == 6
     for name, value in at.items():
         torch.testing.assert_close(found.parameters[name], value, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 5), st.floats(0.05, 1))
+def test_passes_match_on_average_where_epochs_are_drawn(rounds: int, least: int, more: int, share: float) -> None:
+    recipe = Recipe(epochs=least + more, least_epochs=least)
+    local = MatchedPasses(share, expected_epochs(recipe))
+    asked = [one_round(local, number, rounds, least)[0] for number in range(1, rounds + 1)]
+    assert sum(asked) == math.ceil(rounds * (2 * least + more) / 2 * share - 1e-9)

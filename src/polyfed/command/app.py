@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 def main() -> None:
     """Run the command line."""
     keep_freed_memory()
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     app(prog_name="polyfed")
 
 

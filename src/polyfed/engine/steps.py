@@ -86,7 +86,7 @@ class Alone:
         pending: dict[ClientId, Pending] = {}
         finished: dict[ClientId, tuple[Any, Groups]] = {}
         answers: dict[ClientId, Any] = dict.fromkeys(works)
-        fits: Counter[ClientId] = Counter()  # not requests: measuring must not change what is drawn for training
+        fits: Counter[tuple[ClientId, str]] = Counter()  # not requests: measuring must not change what is drawn
         while answers:
             for client, answer in answers.items():
                 try:
@@ -94,8 +94,9 @@ class Alone:
                 except StopIteration as end:
                     finished[client] = end.value
                 else:
-                    key = clock.key(f"exchange {exchange} request {fits[client]}", client)
-                    fits[client] += isinstance(request, Fit)
+                    purpose = request.purpose if isinstance(request, Fit) else "request"
+                    key = clock.key(f"exchange {exchange} {purpose} {fits[client, purpose]}", client)
+                    fits[client, purpose] += isinstance(request, Fit)
                     pending[client] = Pending(self.federation.cards[client], request, key)
             answers = dict(zip(pending, self.trainer.answer(list(pending.values())), strict=True)) if pending else {}
             pending.clear()

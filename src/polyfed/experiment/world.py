@@ -22,7 +22,7 @@ from polyfed.engine.simulator import Deliver, Screening, untouched
 from polyfed.errors import UserError, unknown
 from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
-from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS
+from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
 from polyfed.method.protocol import Method
 from polyfed.method.select import SELECTORS
 from polyfed.model.architecture import Architecture
@@ -80,6 +80,7 @@ class World:
 def build_world(experiment: Experiment) -> World:
     """Build everything an experiment names. Raises UserError for whatever is wrong with it."""
     device_of(experiment.engine.device)
+    check_validation(experiment)
     scenario = experiment.scenario
     federation = build(
         dataset_of(experiment),
@@ -129,6 +130,16 @@ def participation_of(select: Chosen, clients: int) -> float:
     """Return the share of clients that a selection asks per round."""
     wanted = select.options.get("clients")
     return min(1.0, wanted / clients) if isinstance(wanted, int) else 1.0
+
+
+def check_validation(experiment: Experiment) -> None:
+    """Refuse a method that judges by validation samples where nobody has any."""
+    judges = experiment.method.name in VALIDATING and experiment.method.options.get("level") != "none"
+    if judges and not experiment.scenario.validation:
+        raise UserError(
+            f"scenario.validation is 0, but the method {experiment.method.name!r} weights heads and clients by their "
+            "validation samples; keep a share for that, such as 0.1"
+        )
 
 
 def model_options(experiment: Experiment, dropped: Collection[str]) -> dict[str, object]:

@@ -41,3 +41,6 @@ POOLED = frozenset({"centralized"})
 
 # Methods that train heads on single modalities beside the fused head.
 UNIMODAL_HEADS = frozenset({"fedhgb"})
+
+# Methods that judge by the clients' validation samples while they train.
+VALIDATING = frozenset({"fedhgb"})

@@ -10,7 +10,7 @@ from polyfed.method.averaging import Averaging, Context, Missing, nothing
 from polyfed.method.objective import Proximal
 from polyfed.method.protocol import Reply
 from polyfed.method.server import Adaptive, ServerSGD
-from polyfed.method.training import Descend, MatchedPasses
+from polyfed.method.training import Descend, MatchedPasses, expected_epochs
 from polyfed.scenario.federation import Card
 
 Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +32,9 @@ def centralized(context: Context) -> Averaging:
     It sees the samples as often as a federated run does that asks the selection's share of clients per round: in all
     ceil(rounds · epochs · share) times.
     """
-    return Averaging(context, local=MatchedPasses(context.participation), share=nothing)
+    return Averaging(
+        context, local=MatchedPasses(context.participation, expected_epochs(context.recipe)), share=nothing
+    )
 
 
 def fedavg(context: Context, *, missing: MissingRule = "renormalise") -> Averaging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -110,6 +111,11 @@ def fednova(
     ``mu`` adds FedProx's proximal term, ``gmf`` is momentum on the server. The local optimiser should be sgd (with
     momentum, weight decay or a schedule, as you like); of adam only the number of steps is taken into account.
     """
+    if context.recipe.optimizer != "sgd":
+        warnings.warn(
+            f"fednova: of the local optimiser {context.recipe.optimizer} only the number of steps is normalised by",
+            stacklevel=2,
+        )
     local = Descend(Proximal(mu), anchored=True) if mu else Descend()
     server = ServerSGD(1.0, gmf) if gmf else Replace()
     needs = {NORM: (0.0, LARGEST_NORM)}

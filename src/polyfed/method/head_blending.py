@@ -76,7 +76,7 @@ class Blending:
         fitted = yield from fit(request)
         after = yield from probe.losses(fitted.parameters)
         found = between(before, after)
-        numbers = {**fitted.numbers, "steps": float(fitted.steps), **self._report(found, weights, probe)}
+        numbers = {**sent(fitted.numbers, heads), "steps": float(fitted.steps), **self._report(found, weights, probe)}
         personal = {
             NOTES: notes(weights, found, after),
             **self._memory(training, found, weights, after, fitted.parameters),
@@ -117,7 +117,8 @@ class Blending:
         found: dict[str, Change] = {}
         for head in before:
             extra = {BLEND: {head: torch.ones(())}}
-            request = Fit(Blended((head,)), start, training.data, recipe, training.active, None, extra)
+            purpose = f"probe {head}"
+            request = Fit(Blended((head,)), start, training.data, recipe, training.active, None, extra, purpose)
             fitted = yield from fit(request)
             after = yield from replace(probe, heads=(head,)).losses(fitted.parameters)
             if head in after:
@@ -192,6 +193,12 @@ class Blending:
             if head in changes and name in local:
                 merged[name] = torch.lerp(training.start[name], local[name], min(1.0, changes[head].ogr))
         return merged
+
+
+def sent(numbers: Mapping[str, float], heads: Sequence[str]) -> dict[str, float]:
+    """Leave out the training losses of single modalities: what they say of a client is not the server's business."""
+    own = tuple(f"loss.{head}." for head in heads if head != FUSED)
+    return {name: value for name, value in numbers.items() if not name.startswith(own)} if own else dict(numbers)
 
 
 def gradient_change(held_out: Tensors, batches: Sequence[Tensors]) -> Change:

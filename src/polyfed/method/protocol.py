@@ -207,7 +207,8 @@ class Fit:
 
     Only ``active`` modalities are used; only parameters of components that these and the client's tasks call for move,
     and of those only the ones in ``trains`` (component names; None means all of them). ``extra`` holds constants of the
-    objective, such as a proximal anchor.
+    objective, such as a proximal anchor. What is drawn for a fit depends on its ``purpose`` and on how many of the same
+    purpose came before it in the exchange, on no other request.
     """
 
     objective: Objective
@@ -217,6 +218,7 @@ class Fit:
     active: frozenset[str]
     trains: frozenset[str] | None = None
     extra: Groups = field(default_factory=dict)
+    purpose: str = "request"
 
 
 @dataclass(frozen=True)

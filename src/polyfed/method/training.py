@@ -64,14 +64,18 @@ class Descend:
 
 @dataclass(frozen=True)
 class MatchedPasses:
-    """Minimise in so many passes over the data as a share of them would have been seen, rounded up over all rounds."""
+    """Minimise in so many passes over the data as a share of them would have been seen, rounded up over all rounds.
+
+    ``epochs`` are those expected of a client in a round.
+    """
 
     share: float
+    epochs: float
     local: Local = field(default_factory=Descend)
 
     def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
         """Take the passes that are due in this round; none, where it comes to that."""
-        done, each = training.clock.round - 1, training.recipe.epochs * self.share
+        done, each = training.clock.round - 1, self.epochs * self.share
         before, after = passes(done * each), passes((done + 1) * each)
         if before == after:
             return Trained(training.start, {"steps": 0.0})
@@ -81,6 +85,11 @@ class MatchedPasses:
 def passes(exactly: float) -> int:
     """Round a number of passes up, but not for a rounding error."""
     return math.ceil(exactly - 1e-9)
+
+
+def expected_epochs(recipe: Recipe) -> float:
+    """Return the mean number of epochs that a client takes in a round."""
+    return recipe.epochs if recipe.least_epochs is None else (recipe.least_epochs + recipe.epochs) / 2
 
 
 def recipe_of(recipe: Recipe, clock: Clock, client: int) -> Recipe:

@@ -13,7 +13,7 @@ from polyfed.report.records import RunData
 
 BLEND, WEIGHT, GAP = "blend.", "weight", "gap.fused"
 MANY_POINTS = 4000
-MANY_COMPONENTS = 10
+MANY_COMPONENTS = 20
 
 PARTS = {
     "blend": ("weights", "weight of the head, mean over clients"),
@@ -94,9 +94,12 @@ def clients_card(run: RunData) -> Card | None:
 
 def divergence_card(run: RunData) -> Card | None:
     """Plot how far clients went from the model they were sent; None where that was not recorded."""
-    components = sorted(run.history.divergence)[:MANY_COMPONENTS]
+    everything = sorted(run.history.divergence)
+    components = everything[:MANY_COMPONENTS]
     if not components:
         return None
+    more = len(everything) - len(components)
+    note = f"{more} more components are in the records." if more else ""
     colours = dict(zip(components, COLOURS * (1 + len(components) // len(COLOURS)), strict=False))
     traces = [
         curve_trace(
@@ -114,5 +117,5 @@ def divergence_card(run: RunData) -> Card | None:
     }
     text = "How far local training takes each component from the server's parameters."
     return Card(
-        "Divergence", text, (plot("", traces, layout),), tuple(Chip(short(c), colours[c], c) for c in components)
+        "Divergence", text, (plot("", traces, layout),), tuple(Chip(short(c), colours[c], c) for c in components), note
     )
