@@ -200,7 +200,7 @@ def test_a_comparison_tells_everything(tmp_path: Path, folders: list[Path]) -> N
     assert [one for one in page.addresses if not one.startswith("#")] == ["../runs/fedavg%200/report.html"]
     assert (path.parent / "../runs/fedavg 0/report.html").is_file()
     # curves of all clients and three groups, bytes, gains
-    assert len(page.figures) == 4 + 1 + 1
+    assert len(page.figures) == 4 + 1 + 1 + 1
     gains = page.figures[-1]
     assert [trace["name"] for trace in gains["data"]] == ["fedavg", "fedprox"]
     finals = [json.loads((folder / "summary.json").read_text())["clients"] for folder in folders]

@@ -12,6 +12,7 @@ from polyfed.report.comparison_figures import cost_card, curve_cards, gain_card,
 from polyfed.report.formats import listed, plural, short
 from polyfed.report.page import render, save
 from polyfed.report.records import RunData, load_run
+from polyfed.report.rounds_figures import rounds_card
 from polyfed.report.tables import ComparisonTable, comparison_table
 from polyfed.report.variants import Variant, shared_differences, variants
 
@@ -36,7 +37,15 @@ def comparison_content(runs: Sequence[RunData], place: Path) -> dict[str, Any]:
         (
             "cost",
             "Cost and gain",
-            [card for card in (cost_card(table, colours), gain_card(found, table, colours)) if card],
+            [
+                card
+                for card in (
+                    rounds_card(found, table, colours),
+                    cost_card(table, colours),
+                    gain_card(found, table, colours),
+                )
+                if card
+            ],
         ),
     ]
     sections = [section for section in cards if section[2]]
