@@ -24,6 +24,8 @@ import torch
 
 import polyfed
 from polyfed.experiment import config
+from polyfed.experiment.config import Experiment
+from polyfed.experiment.world import build_world
 from polyfed.report.convergence import convergence_rounds, rounds_to
 from polyfed.report.history import Curve
 
@@ -111,7 +113,7 @@ def results_of(plan: Plan, runs: Path) -> dict[str, Any]:
     """Train, unless the same experiment was trained before, and return what the tables need."""
     named = "-".join(f"{key}={value}" for key, value in sorted(plan.changes.items()) if key in ("seed", "train.lr"))
     file = runs / f"{plan.dataset}-{plan.case}-{plan.label.replace(' ', '_')}-{named}.json"
-    experiment = config.load(EXAMPLES / f"{plan.dataset}_{plan.case}.yaml", plan.changes)
+    experiment = experiment_of(plan)
     key = sha256(json.dumps(experiment.resolved, sort_keys=True).encode()).hexdigest()
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
@@ -124,6 +126,17 @@ def results_of(plan: Plan, runs: Path) -> dict[str, Any]:
     file.write_text(json.dumps(found))
     print(file.name, f"accuracy {final(found):.3f}", flush=True)
     return found
+
+
+def experiment_of(plan: Plan) -> Experiment:
+    """Load a plan's experiment; where fewer clients hold a modality than are asked per round, all of them are asked."""
+    file = EXAMPLES / f"{plan.dataset}_{plan.case}.yaml"
+    experiment = config.load(file, plan.changes)
+    if "scenario.keep" not in plan.changes:
+        return experiment
+    holders = len(build_world(experiment.with_({"select.name": "all"})).federation.cards)
+    wanted = experiment.select.options["clients"]
+    return experiment if holders >= int(str(wanted)) else experiment.with_({"select.clients": holders})
 
 
 def digest(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
