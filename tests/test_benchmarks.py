@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
@@ -24,14 +23,6 @@ from benchmarks.turns import no_turns
 from benchmarks.workloads import WORKLOADS, Data, Workload
 
 TINY = {"clients": 6, "cohort": 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cohorts_of(records: list[Any]) -> list[list[int]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import torch
 import yaml
 from pydantic import BaseModel
 
@@ -40,14 +39,6 @@ with warnings.catch_warnings():
     from typer.testing import CliRunner
 
     from polyfed.command.app import app
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def page(name: str) -> str:

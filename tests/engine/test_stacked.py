@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +25,6 @@ COUNTS = (13, 5, 1, 8, 4)
 """With batches of 4: 4, 2, 1, 2 and 1 steps per epoch."""
 
 RECIPE = Recipe(lr=0.1, momentum=0.9, weight_decay=0.01, epochs=2, batch_size=4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(**options: Any) -> Architecture:

@@ -6,7 +6,7 @@ Those in which training takes part are held against both ways to train: clients 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -43,14 +43,6 @@ SHARED_MODELS = {
     "scenario__tasks__sets": [["digit"], ["digit", "parity"], ["parity"], ["digit"], ["digit", "parity"], ["digit"]],
     "engine__workers": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digests(outcome: Outcome) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,14 +40,6 @@ WINDOWS = ("last_local", "local_to_global", "probe", "gradient")
 HEADED = {"model__unimodal_heads": True}
 TWO_HEADED = 2  # the client of the tiny federation with both modalities
 every_window = pytest.mark.parametrize("window", WINDOWS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def final(method: str = "fedhgb", folder: Path | None = None, **changes: Any) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -27,14 +26,6 @@ from tests.engine.cohorts import alone, answers, assert_agree, cohort, fit_of, t
 from tests.model.examples import DIGIT, PULSE, TEXT, VECTOR
 
 DATA = table_of([VECTOR], [DIGIT], 3).everything()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -------------------------------------------------------------------------- variable local work
