@@ -24,7 +24,7 @@ from polyfed.model.architecture import Outputs, Tensors
 from polyfed.model.losses import Logged
 
 SHARED, STACKED = None, 0  # where vmap finds the clients: nowhere (all have one tensor in common), or on axis 0
-STACKED_BATCH: Any = Batch(STACKED, STACKED, STACKED, STACKED, SHARED, SHARED)  # type: ignore[arg-type]  # axes, not tensors
+STACKED_BATCH = Batch._make((STACKED, STACKED, STACKED, STACKED, SHARED, SHARED))  # of a batch, in place of tensors
 
 
 class Bound:
