@@ -21,9 +21,9 @@ from pydantic import Field
 import polyfed
 from polyfed.method.averaging import Context, named_by
 from polyfed.method.objective import supervised
-from polyfed.method.protocol import Clock, Conversation, Fit, Groups, Order, Reply, Work, ask, expected, fit
+from polyfed.method.protocol import Clock, Cohort, Conversation, Fit, Groups, Order, Reply, Work, ask, expected, fit
 from polyfed.model.architecture import Tensors
-from polyfed.scenario.federation import Card, Client, Roster
+from polyfed.scenario.federation import Card, Client, ClientId, Roster
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class LossWeighted:
         return {}  # nothing stays on the client
 
     def round(self, state: Server, roster: Roster, clock: Clock) -> Conversation[Server]:
-        chosen, _ = yield from self.context.select.choose(state.parameters, {}, roster, clock)
-        replies = yield from ask({k: self.order(state, roster[k], active) for k, active in chosen.items()})
+        def draft(cohort: Cohort) -> dict[ClientId, Order]:
+            return {k: self.order(state, roster[k], active) for k, active in cohort.items()}
+
+        chosen, _ = yield from self.context.select.choose(draft, {}, roster, clock)
+        replies = yield from ask(draft(chosen))
         weights = {k: r.examples * r.numbers["loss"] ** self.power for k, r in replies.items()}
         averaged = dict(state.parameters)
         for name in averaged:

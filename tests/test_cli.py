@@ -331,6 +331,13 @@ def test_show_counts_what_clients_hold(experiment: str) -> None:
     assert total["test"] == 360
 
 
+def test_show_counts_shared_validation_samples_once(experiment: str) -> None:
+    described = json.loads(call("show", experiment, "--set", "scenario.validation_source=shared", "--json").stdout)
+    (each,) = {client["examples"]["validation"] for client in described["clients"]}
+    assert described["examples"]["validation"] == each > 8
+    assert sum(described["examples"].values()) == 1437 + 360
+
+
 def test_show_tells_kinds_of_clients_apart(experiment: str) -> None:
     rates = ["--set", "scenario.modalities={name: n-of-m, n: 1}", "--set", "scenario.clients=50"]
     described = json.loads(call("show", experiment, *rates, "--json").stdout)

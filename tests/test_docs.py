@@ -139,10 +139,13 @@ def test_every_method_is_described_with_its_options() -> None:
 # ------------------------------------------------------------------------------------------------ run-folder.md
 
 
+SERVED = {"engine__server_test": True, "engine__unimodal": True}
+
+
 @cache
 def whole_run(folder: Path) -> dict[str, Any]:
     """Leave the records of a run in which a reply was refused; return its summary, with itself as its baseline."""
-    world = build_world(tiny(rounds=2, method__name="fedhgb", engine__server_test=True, engine__diagnostics=True))
+    world = build_world(tiny(rounds=2, method__name="fedhgb", engine__diagnostics=True, **SERVED))
 
     def boastful(number: int, client: int, reply: Reply) -> Reply:
         return replace(reply, examples=10**9) if client == 1 else reply
@@ -161,6 +164,8 @@ GROUPED = {"tasks": ("<task>", "<metric>"), "metrics": ("<task>", "<metric>"), "
 RECORDED = {**GROUPED, "fits": ("<how>",), "numbers": ("<name>",), "examples": ("<task>",)}
 RECORDED |= {"notes": ("<name>",), "clients": ("<client>", "<name>"), "label_distance": ("<task>", "<modality>")}
 BY_COMPONENT = {**RECORDED, **dict.fromkeys(("down", "up", "divergence"), ("<component>",))}
+BY_MODALITY = {**RECORDED, **dict.fromkeys(("accuracy", "examples"), ("<task>", "<modality>"))}
+NAMED = {"client": BY_COMPONENT, "refused": BY_COMPONENT, "unimodal_evaluation": BY_MODALITY}
 WHOLE = ("best.tasks", "baseline.tasks", "baseline.clients")
 """Keys whose content has the form of another."""
 
@@ -191,7 +196,7 @@ def test_every_kind_and_key_of_the_records_is_described(folder: Path) -> None:
     found: dict[str, set[str]] = {}
     for line in (folder / "records.jsonl").read_text().splitlines():
         record = json.loads(line)
-        names = BY_COMPONENT if record["kind"] in ("client", "refused") else RECORDED
+        names = NAMED.get(record["kind"], RECORDED)
         found[record["kind"]] = found.get(record["kind"], set()) | paths(record, names)
     text = page("docs/run-folder.md")
     assert set(re.findall(r"^\*\*(\w+)\*\*: ", text, re.MULTILINE)) == set(found) | {"worker"}  # none died here

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from polyfed.experiment.config import Experiment, load
     from polyfed.experiment.running import Run, run
     from polyfed.method.catalog import METHODS
-    from polyfed.method.select import SELECTORS
+    from polyfed.method.selections import SELECTORS
     from polyfed.model.catalog import ENCODERS, FUSIONS, HEADS, MODELS
     from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
 
@@ -48,7 +48,7 @@ _HOME = {
     "polyfed.data.catalog": ("DATASETS",),
     "polyfed.errors": ("RunError", "UserError"),
     "polyfed.method.catalog": ("METHODS",),
-    "polyfed.method.select": ("SELECTORS",),
+    "polyfed.method.selections": ("SELECTORS",),
     "polyfed.model.catalog": ("ENCODERS", "FUSIONS", "HEADS", "MODELS"),
     "polyfed.experiment.running": ("Run", "run"),
     "polyfed.scenario.catalog": ("MODALITY_SETS", "PARTITIONS", "TASK_SETS"),

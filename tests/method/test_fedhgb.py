@@ -26,10 +26,10 @@ from polyfed.errors import UserError
 from polyfed.experiment.world import build_world
 from polyfed.method import client_blending, head_blending
 from polyfed.method.averaging import Averaging, AveragingState, Context
-from polyfed.method.blending import BLEND, FUSED, Blended, Change, Safeguards, head_weights
+from polyfed.method.blending import BLEND, FUSED, Blended, Change, Losses, Safeguards, head_weights
 from polyfed.method.fedhgb import fedhgb
-from polyfed.method.head_blending import Window, gradient_change
-from polyfed.method.head_probe import heads_of
+from polyfed.method.head_blending import LOCAL, Blending, Window, gradient_change
+from polyfed.method.head_probe import MEMORY, heads_of, remember
 from polyfed.method.protocol import Clock, Conversation, Fit, Fitted, Measure, Recipe, Reply, Request, fit
 from polyfed.method.training import Trained, Training
 from polyfed.model.modular import modular
@@ -592,6 +592,24 @@ def test_merging_starts_from_a_mix_of_the_local_and_the_received_model(monkeypat
             assert ((value >= low - 1e-6) & (value <= high + 1e-6)).all()
             mixed += not torch.equal(value, received[name])
     assert mixed
+
+
+def test_what_is_fused_is_merged_by_the_ratio_of_the_fused_head() -> None:
+    """From the local to the received model G = O = 1/2 for audio, so r = 1; G = 1/2 and O = 0 for the fused head."""
+    world = build_world(tiny(**HEADED))
+    client, start = world.federation.client(TWO_HEADED), world.architecture.initial(3)
+    local = {name: value + 1 for name, value in start.items()}
+    memory = {key: value for head in ("audio", FUSED) for key, value in remember(head, Losses(1.0, 1.0)).items()}
+    active, personal = frozenset({"audio", "image"}), {MEMORY: memory, LOCAL: local}
+    training = Training(client, Clock(3, 2, 3), start, start, client.train, active, Recipe(), personal)
+    work = Blending(merge=True)(training)
+    next(work)
+    work.send({"loss.digit": 0.5, "loss.audio.digit": 0.0, "loss.image.digit": 0.0})  # on training samples
+    request = work.send({"loss.digit": 0.5, "loss.audio.digit": 0.5, "loss.image.digit": 0.5})  # on held-out ones
+    assert isinstance(request, Measure)
+    from_local = {name for name, value in request.parameters.items() if torch.equal(value, local[name])}
+    assert from_local == {name for name in start if name.startswith(("encoder.audio.", "unimodal.audio."))}
+    assert all(torch.equal(request.parameters[name], value) for name, value in start.items() if name not in from_local)
 
 
 def test_the_printed_formula_has_no_safeguards(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from polyfed.method.objective import supervised
 from polyfed.method.protocol import (
     ClientStep,
     Clock,
+    Cohort,
     Conversation,
     Groups,
     Measure,
@@ -25,7 +26,8 @@ from polyfed.method.protocol import (
     join,
     measure,
 )
-from polyfed.method.select import SELECTORS, Cohort, Everyone, Selector, uniform
+from polyfed.method.select import Draft, Everyone, Selector, uniform, whole_cohort
+from polyfed.method.selections import SELECTORS
 from polyfed.model.architecture import Tensors
 from polyfed.rng import numpy_generator
 from polyfed.scenario.federation import Card, Cards, Client, Roster
@@ -34,8 +36,12 @@ from tests.worlds import tiny, train
 ROSTER = {k: Card(k, f"client {k}", ("audio", "image") if k % 2 else ("image",), ("digit",), 10) for k in range(20)}
 
 
+def undrafted(cohort: Cohort) -> dict[int, Order]:
+    raise AssertionError("nothing is asked")
+
+
 def choose(selector: Selector, round_number: int = 1, seed: int = 0) -> dict[int, frozenset[str]]:
-    conversation = selector.choose({}, {}, ROSTER, Clock(seed, round_number, 10))
+    conversation = selector.choose(undrafted, {}, ROSTER, Clock(seed, round_number, 10))
     cohort, memory = drive(conversation, lambda wanted: None)
     assert memory == {}
     return dict(cohort)
@@ -63,7 +69,7 @@ def test_more_clients_per_round_than_there_are_is_refused() -> None:
 
 
 def drawn(roster: Roster, number: int) -> list[int]:
-    cohort, _ = drive(uniform(clients=5).choose({}, {}, roster, Clock(0, number, 10)), lambda wanted: None)
+    cohort, _ = drive(uniform(clients=5).choose(undrafted, {}, roster, Clock(0, number, 10)), lambda wanted: None)
     return list(cohort)
 
 
@@ -101,12 +107,10 @@ class Worst(Everyone):
         return {"chosen": {"times": torch.zeros(len(roster))}}
 
     def choose(
-        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
+        self, draft: Draft, memory: Groups, roster: Roster, clock: Clock
     ) -> Conversation[tuple[Cohort, Groups]]:
-        orders = {
-            k: Order("measure", frozenset(card.modalities), {"parameters": parameters}) for k, card in roster.items()
-        }
-        replies = yield from ask(orders)
+        orders = draft(whole_cohort(roster, roster))
+        replies = yield from ask({k: replace(order, step="measure", expects={}) for k, order in orders.items()})
         worst = sorted(replies, key=lambda k: -replies[k].numbers["loss"])[:2]
         times = memory["chosen"]["times"].clone()
         times[worst] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from hypothesis import settings
@@ -68,6 +69,7 @@ def federation_of(
     test: float = 0.2,
     only_tasks: Sequence[str] | None = ("digit",),
     seed: int = 1,
+    validation_source: Literal["client", "shared"] = "client",
 ) -> Federation:
     """Build a federation with short defaults."""
     return build(
@@ -80,4 +82,5 @@ def federation_of(
         test=test,
         only_tasks=only_tasks,
         seed=seed,
+        validation_source=validation_source,
     )

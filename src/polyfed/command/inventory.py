@@ -54,8 +54,14 @@ def describe(world: World) -> Description:
         "tasks": {name: _task(task) for name, task in federation.tasks.items()},
         "model": {"name": world.experiment.model.name, "components": full, "parameters": total},
         "clients": clients,
-        "examples": {part: sum(client["examples"][part] for client in clients) for part in PARTS},
+        "examples": _totals(clients, shared=world.experiment.scenario.validation_source == "shared"),
     }
+
+
+def _totals(clients: Sequence[Description], *, shared: bool) -> dict[str, int]:
+    """Count the examples of each part; validation examples that all clients share count once."""
+    counts = {part: [client["examples"][part] for client in clients] for part in PARTS}
+    return {part: max(held) if shared and part == "validation" else sum(held) for part, held in counts.items()}
 
 
 def _task(task: Task) -> Description:

@@ -12,7 +12,7 @@ from rich.text import Text
 from polyfed.data.catalog import DATASETS
 from polyfed.errors import unknown
 from polyfed.method.catalog import METHODS
-from polyfed.method.select import SELECTORS
+from polyfed.method.selections import SELECTORS
 from polyfed.model.catalog import ENCODERS, FUSIONS, HEADS, MODELS
 from polyfed.registry import Options, Registry
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS

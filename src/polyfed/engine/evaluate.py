@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from polyfed.data.samples import Samples
+from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Task
+from polyfed.engine.resident import Resident
 from polyfed.engine.trainer import MEASURE_BATCH, Trainer
-from polyfed.model.architecture import Tensors
+from polyfed.model.architecture import Outputs, Tensors
 from polyfed.model.metrics import Sums, add_sums, finish, metric_sums, primary
 from polyfed.scenario.federation import Card, Client, Federation
 
@@ -62,10 +63,19 @@ def evaluate_client(
             yield Evaluation(client.card.id, split, examples, metrics)
 
 
-def evaluate_global(
+@dataclass(frozen=True)
+class GlobalModel:
+    """The model of all components and what the server judges it on: all test samples, with all modalities."""
+
+    card: Card
+    parameters: Tensors
+    samples: Samples
+
+
+def global_model(
     federation: Federation, trainer: Trainer, parameters_of: Callable[[Card], Tensors]
-) -> Evaluation | None:
-    """Evaluate the model of all components on the server's test samples.
+) -> GlobalModel | None:
+    """Return the global model with the server's test samples.
 
     None if there are no such samples, or if the method has no such model: its parameters stay with the clients.
     """
@@ -76,8 +86,19 @@ def evaluate_global(
     model = trainer.model(trainer.components(card, frozenset(modalities)))
     if samples is None or not len(samples) or model.parameters.keys() - parameters.keys():
         return None
-    nothing = samples.span(0, 0)
-    (found,) = evaluate_client(Client.of(card, nothing, nothing, samples), trainer, parameters, federation.tasks)
+    return GlobalModel(card, parameters, samples)
+
+
+def evaluate_global(
+    federation: Federation, trainer: Trainer, parameters_of: Callable[[Card], Tensors]
+) -> Evaluation | None:
+    """Evaluate the global model on the server's test samples; None where there is none (see ``global_model``)."""
+    served = global_model(federation, trainer, parameters_of)
+    if served is None:
+        return None
+    nothing = served.samples.span(0, 0)
+    client = Client.of(served.card, nothing, nothing, served.samples)
+    (found,) = evaluate_client(client, trainer, served.parameters, federation.tasks)
     return found
 
 
@@ -92,18 +113,32 @@ def tally(
     trainer: Trainer, card: Card, parameters: Tensors, samples: Samples, tasks: Mapping[str, Task]
 ) -> dict[str, Sums]:
     """Sum up metrics over samples in batches."""
-    model = trainer.model(trainer.components(card, frozenset(card.modalities)))
-    model.load(parameters)
-    model.module.eval()
     sums: dict[str, Sums] = {name: {} for name in samples.tasks}
-    for positions in torch.split(torch.arange(len(samples)), MEASURE_BATCH):
-        batch = trainer.batch(samples, positions, frozenset(card.modalities))
-        with trainer.computing():
-            outputs = model(batch)
+    model = judged(trainer, card, parameters)
+    for batch, outputs in outputs_of(model, trainer, samples, frozenset(card.modalities)):
         for name, prediction in outputs.predictions.items():
             found = metric_sums(tasks[name], prediction.float(), batch.targets[name], batch.labelled[name])
             sums[name] = add_sums(sums[name], found)
     return sums
+
+
+def judged(trainer: Trainer, card: Card, parameters: Tensors) -> Resident:
+    """Return a client's model with these parameters, in evaluation mode."""
+    model = trainer.model(trainer.components(card, frozenset(card.modalities)))
+    model.load(parameters)
+    model.module.eval()
+    return model
+
+
+def outputs_of(
+    model: Resident, trainer: Trainer, samples: Samples, active: frozenset[str]
+) -> Iterator[tuple[Batch, Outputs]]:
+    """Yield batches of samples, with these modalities only, and what the model computes from them."""
+    for positions in torch.split(torch.arange(len(samples)), MEASURE_BATCH) if len(samples) else ():
+        batch = trainer.batch(samples, positions, active)
+        with trainer.computing():
+            outputs = model(batch)
+        yield batch, outputs
 
 
 def score(evaluations: Sequence[Evaluation], tasks: Mapping[str, Task]) -> float | None:

@@ -25,6 +25,7 @@ from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulat
 from polyfed.engine.steps import Alone, Crew, jobs_of
 from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
+from polyfed.engine.unimodal import evaluate_unimodal
 from polyfed.engine.workers import Event
 from polyfed.errors import RunError, UserError
 from polyfed.method.protocol import Clock, Method, Note, check_apart
@@ -40,7 +41,8 @@ class Plan:
     ``target``: stop when the score (see ``score``) reaches it; ``patience``: stop after so many evaluations without a
     better score. Both judge validation samples, or test samples where there are no others. ``rule`` tells which clients
     are trained stacked, ``workers`` how many processes train (None: one per core where that pays). ``server_test``: the
-    global model is evaluated, too. ``diagnostics``: clients' distances are recorded.
+    global model is evaluated, too; ``unimodal``: by each modality alone. ``diagnostics``: clients' distances are
+    recorded.
     """
 
     rounds: int
@@ -54,6 +56,7 @@ class Plan:
     precision: Precision = "float32"
     workers: int | None = 1
     server_test: bool = False
+    unimodal: bool = False
     diagnostics: bool = False
 
 
@@ -248,7 +251,7 @@ class Loop:
         check_finite(found, progress.round)
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
-        if self.plan.server_test:
+        if self.plan.server_test or self.plan.unimodal:
             self._evaluate_global(state, simulator, progress, recorder)
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
         self._judge(found, progress)
@@ -258,11 +261,14 @@ class Loop:
             pooled = simulator.personal_of(0).get("parameters", {}) if self.federation.members else {}
             return {**self.method.deploy(state, card), **pooled}
 
-        found = evaluate_global(self.judged, self.trainer, parameters_of)
+        found = evaluate_global(self.judged, self.trainer, parameters_of) if self.plan.server_test else None
         if found is not None:
             check_finite([found], progress.round)
             record = {**found.record(progress.round), "kind": "server_evaluation"}
             recorder.write({key: value for key, value in record.items() if key not in ("client", "split")})
+        alone = evaluate_unimodal(self.judged, self.trainer, parameters_of) if self.plan.unimodal else None
+        if alone is not None:
+            recorder.write(alone.record(progress.round))
 
     def _judge(self, found: Sequence[Evaluation], progress: Progress) -> None:
         """Keep the best round and decide on stopping early."""

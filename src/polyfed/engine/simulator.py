@@ -117,13 +117,16 @@ class Simulator:
         return paths
 
     def exchanger(self, clock: Clock) -> Callable[[Ask], Any]:
-        """Return what holds the exchanges of one round."""
-        number = 0
+        """Return what holds the exchanges of one round.
+
+        They are numbered by step: what a client draws to train must not depend on what else it was asked before.
+        """
+        held: Counter[str] = Counter()
 
         def exchange(wanted: Ask) -> Any:
-            nonlocal number
-            number += 1
-            return self._hold(wanted, clock, number - 1)
+            step = next((order.step for order in wanted.orders.values()), "")
+            held[step] += 1
+            return self._hold(wanted, clock, held[step] - 1)
 
         return exchange
 

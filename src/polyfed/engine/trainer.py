@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from polyfed.engine.logged import LoggedMeans
 from polyfed.engine.minibatches import StackedBatches, batches, epoch_orders, steps_of
 from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import fit_stacked
-from polyfed.method.protocol import Fit, Fitted, Gradient, Measure, Objective, Request
+from polyfed.method.protocol import Embed, Fit, Fitted, Gradient, Measure, Objective, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
 from polyfed.rng import Key, seeded
 from polyfed.scenario.federation import Card
@@ -28,8 +28,6 @@ MEASURE_BATCH = 256
 STACKED = "stacked"
 
 Precision = Literal["float32", "bfloat16"]
-
-
 Answered = Fitted | dict[str, float] | dict[str, Tensor]
 
 
@@ -77,9 +75,8 @@ class Trainer:
         self.precision = precision
         self.paths: Counter[str] = Counter()
         self._models: dict[tuple[str, ...], Resident] = {}
-        self._trials: dict[
-            Hashable, tuple[Trial, Objective]
-        ] = {}  # the objective is kept, so that its id stays its own
+        # With each trial its objective, so that the id of that, which is part of the key, stays its own.
+        self._trials: dict[Hashable, tuple[Trial, Objective]] = {}
 
     def width(self, card: Card) -> int:
         """Return how many clients with such a model to hand over at once."""
@@ -98,6 +95,8 @@ class Trainer:
                 groups.setdefault(key, {})[place] = PendingFit(one.card, one.request, one.key)
             elif isinstance(one.request, Gradient):
                 answers[place] = self.gradient(one.card, one.request)
+            elif isinstance(one.request, Embed):
+                answers[place] = self.embed(one.card, one.request)
             else:
                 answers[place] = self.measure(one.card, one.request)
         for key, group in groups.items():
@@ -205,11 +204,10 @@ class Trainer:
         set_mode(model, training=False)
         extra = self._moved(request.extra)
         logged = LoggedMeans()
-        parts = torch.split(torch.arange(len(request.data)), MEASURE_BATCH)
-        for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
+        for batch, size in self._in_order(request.data, request.active):
             with self.computing():
                 loss, scalars = request.objective(model, batch, extra)
-            logged.add({"loss": loss, **scalars}, len(positions))
+            logged.add({"loss": loss, **scalars}, size)
         return logged.means()
 
     def gradient(self, card: Card, request: Gradient) -> dict[str, Tensor]:
@@ -225,16 +223,29 @@ class Trainer:
         set_mode(model, training=False)
         extra = self._moved(request.extra)
         total: dict[str, Tensor] = {}
-        parts = torch.split(torch.arange(len(request.data)), MEASURE_BATCH)
-        for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
+        for batch, size in self._in_order(request.data, request.active):
             with self.computing():
                 loss, _ = request.objective(model, batch, extra)
             slopes = torch.autograd.grad(loss, list(model.parameters.values()), allow_unused=True)
             for name, slope in zip(model.parameters, slopes, strict=True):
                 if slope is not None:
-                    share = slope * (len(positions) / len(request.data))
+                    share = slope * (size / len(request.data))
                     total[name] = total[name] + share if name in total else share
         return {name: slope.cpu() for name, slope in total.items()}
+
+    @torch.no_grad()
+    def embed(self, card: Card, request: Embed) -> dict[str, Tensor]:
+        """Return the features (samples, width) by modality, on the CPU."""
+        model = self.model(self.components(card, request.active))
+        model.load(request.parameters)
+        set_mode(model, training=False)
+        found: dict[str, list[Tensor]] = {}
+        for batch, _ in self._in_order(request.data, request.active):
+            with self.computing():
+                features = model(batch).features
+            for modality, values in features.items():
+                found.setdefault(modality, []).append(values.float().cpu())
+        return {modality: torch.cat(held) for modality, held in found.items()}
 
     # ------------------------------------------------------------------------------------------ samples and device
 
@@ -247,6 +258,11 @@ class Trainer:
         if data.resident:
             return (self.batch(data, positions, active) for positions in parts)
         return ahead(lambda positions: self.batch(data, positions, active), parts)
+
+    def _in_order(self, data: Samples, active: frozenset[str]) -> Iterator[tuple[Batch, int]]:
+        """Fetch all samples in batches that are measured at once, and the number of samples in each."""
+        parts = torch.split(torch.arange(len(data)), MEASURE_BATCH)
+        return zip(self._batches(data, parts, active), map(len, parts), strict=True)
 
     def _moved(self, groups: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]]:
         return {

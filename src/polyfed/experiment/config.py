@@ -24,7 +24,7 @@ from polyfed.experiment import plugins
 from polyfed.explain import explain
 from polyfed.method.catalog import METHODS
 from polyfed.method.protocol import Recipe, Schedule
-from polyfed.method.select import SELECTORS
+from polyfed.method.selections import SELECTORS
 from polyfed.model.catalog import MODELS
 from polyfed.registry import Chosen, Options, Registry
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
@@ -95,6 +95,9 @@ class EngineSection(Options):
     server_test: Annotated[
         bool, Field(description="also evaluate the global model on all clients' test samples with all modalities")
     ] = False
+    unimodal: Annotated[
+        bool, Field(description="also evaluate what the global model tells from each modality alone")
+    ] = False
     checkpoint_every: Annotated[int, Field(ge=1, description="rounds between checkpoints")] = 1
     quorum: Annotated[float, Field(gt=0, le=1, description="share of sound replies a round needs")] = 0.5
     largest_growth: Annotated[
@@ -129,6 +132,7 @@ class ScenarioSection:
     tasks: Chosen
     keep: tuple[str, ...] | None
     validation: float
+    validation_source: Literal["client", "shared"]
     test: float
 
 
@@ -199,6 +203,13 @@ def schema() -> type[BaseModel]:
             None,
         ),
         "validation": (Annotated[Share, Field(description="share of a client's samples kept for validation")], 0.1),
+        "validation_source": (
+            Annotated[
+                Literal["client", "shared"],
+                Field(description="each client validates on samples of its own, or all on the same shared ones"),
+            ],
+            "client",
+        ),
         "test": (Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
     }
     scenario = create_model("Scenario", __base__=_Defaulted, **scenario_fields)
@@ -284,6 +295,7 @@ def _experiment(values: dict[str, Any], source: str) -> Experiment:
             _chosen(scenario["tasks"]),
             None if scenario["keep"] is None else tuple(scenario["keep"]),
             scenario["validation"],
+            scenario["validation_source"],
             scenario["test"],
         ),
         model=_chosen(values["model"]),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
 from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
 from polyfed.method.protocol import Method
-from polyfed.method.select import SELECTORS
+from polyfed.method.selections import SELECTORS
 from polyfed.model.architecture import Architecture
 from polyfed.model.catalog import MODELS
+from polyfed.model.size import feature_widths
 from polyfed.registry import Chosen
 from polyfed.scenario.build import build
 from polyfed.scenario.federation import Federation
@@ -62,6 +63,7 @@ class World:
             precision=engine.precision,
             workers=None if engine.workers == "auto" else engine.workers,
             server_test=engine.server_test,
+            unimodal=engine.unimodal,
             diagnostics=engine.diagnostics,
         )
         return Loop(
@@ -92,6 +94,7 @@ def build_world(experiment: Experiment) -> World:
         test=scenario.test,
         only_tasks=experiment.data_tasks,
         seed=experiment.seed,
+        validation_source=scenario.validation_source,
     )
     everything = federation.modalities
     if scenario.keep is not None:
@@ -112,6 +115,7 @@ def build_world(experiment: Experiment) -> World:
         SELECTORS.build(select.name, select.options),
         federation.tasks,
         participation,
+        partial(feature_widths, architecture),
     )
     method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
     check_method(experiment.method.name, method)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from polyfed.data.samples import Batch
 from polyfed.method.protocol import Groups, Model
 from polyfed.model.architecture import Outputs
-from polyfed.model.losses import Logged, total_loss
+from polyfed.model.losses import Logged, summed_loss, total_loss
 
 K = TypeVar("K", bound=Hashable)
 
@@ -117,56 +118,67 @@ def head_weights(heads: list[str], changes: Mapping[str, Change], rules: Safegua
     return equal if found is None else mixed(found, equal, mix)
 
 
-def head_loss(model: Model, outputs: Outputs, batch: Batch, head: str) -> tuple[Tensor, Logged]:
-    """Sum over the tasks of one head's mean loss, on the samples that are labelled and have its modality."""
+def seen_by(head: str, outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
+    """Return what a head predicts, and the batch with those samples labelled that are so and have its modality."""
     if head == FUSED:
-        return total_loss(model.tasks, outputs, batch)
-    seen = outputs._replace(predictions=dict(outputs.unimodal[head]))
+        return outputs, batch
+    outputs = outputs._replace(predictions=dict(outputs.unimodal[head]))
     if head not in batch.everywhere:
         present = batch.present[head]
         labelled = {task: mask & present for task, mask in batch.labelled.items()}
         batch = batch._replace(labelled=labelled, whole=frozenset())
-    loss, logged = total_loss(model.tasks, seen, batch)
-    return loss, {name.replace("loss.", f"loss.{head}.", 1): value for name, value in logged.items()}
+    return outputs, batch
 
 
 @dataclass(frozen=True)
 class Blended:
-    """Σ_h z_h L_h over some heads, with the weights z_h () in ``extra["blend"]``."""
+    """Σ_h z_h L_h over some heads, with the weights z_h () in ``extra["blend"]``.
+
+    L_h is the sum over the tasks of the head's mean loss on the samples that are labelled and have its modality.
+    """
 
     heads: tuple[str, ...]
 
     def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
-        """Return the loss () and the losses of the heads."""
+        """Return the loss () and, to be logged, the losses of the fused head.
+
+        Those of the others are left out: they are not the server's business, and would take a tenth of a small step.
+        """
         outputs = model(batch)
-        weights = extra[BLEND]
         logged: Logged = {}
-        total: Tensor | None = None
+        parts = []
         for head in self.heads:
-            loss, parts = head_loss(model, outputs, batch, head)
-            total = weights[head] * loss if total is None else total + weights[head] * loss
-            logged |= parts
-        assert total is not None
-        return total, logged
+            if head == FUSED:
+                loss, logged = total_loss(model.tasks, outputs, batch)
+            else:
+                loss = summed_loss(model.tasks, *seen_by(head, outputs, batch))
+            parts.append(extra[BLEND][head] * loss)
+        return reduce(torch.add, parts), logged
 
 
 @dataclass(frozen=True)
 class HeadLosses:
-    """The losses of some heads, to be measured."""
+    """The losses of some heads, to be measured: those of a modality as "loss.<modality>.<task>"."""
 
     heads: tuple[str, ...]
 
     def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
         """Return zero and the losses of the heads."""
         outputs = model(batch)
-        logged: Logged = {}
+        found: Logged = {}
         for head in self.heads:
-            logged |= head_loss(model, outputs, batch, head)[1]
-        return torch.zeros((), device=outputs.fused.device), logged
+            _, logged = total_loss(model.tasks, *seen_by(head, outputs, batch))
+            found |= {name.replace("loss.", prefix_of(head), 1): value for name, value in logged.items()}
+        return torch.zeros((), device=outputs.fused.device), found
+
+
+def prefix_of(head: str) -> str:
+    """Return what the names of a head's losses begin with."""
+    return "loss." if head == FUSED else f"loss.{head}."
 
 
 def loss_of(numbers: Mapping[str, float], head: str, tasks: tuple[str, ...]) -> float | None:
     """Sum a head's measured losses over the tasks; None if no sample counted for any of them."""
-    prefix = "loss." if head == FUSED else f"loss.{head}."
-    found = [numbers[prefix + task] for task in tasks if prefix + task in numbers]
+    names = [prefix_of(head) + task for task in tasks]
+    found = [numbers[name] for name in names if name in numbers]
     return sum(found) if found else None

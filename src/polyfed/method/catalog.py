@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polyfed.method.bmsfed import bmsfed, fedproto, pmr
 from polyfed.method.classic import (
     centralized,
     fedadagrad,
@@ -35,6 +36,9 @@ METHODS.add("multi-fedavg", multi_fedavg)
 METHODS.add("fednova", fednova)
 METHODS.add("fedattn", fedattn)
 METHODS.add("fedhgb", fedhgb)
+METHODS.add("bmsfed", bmsfed)
+METHODS.add("fedproto", fedproto)
+METHODS.add("pmr", pmr)
 
 # Methods that train on the pooled federation instead of exchanging anything.
 POOLED = frozenset({"centralized"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,8 @@ class BlendedMean:
     """Means with the weights p_k of client blending; replies are kept until all have come.
 
     A client that does not report is given the mean of the others' raw weights; with no report at all, or none that
-    helps, weights are by examples. So they are, too, for a component
-    whose holders' weights do not add up to more than zero.
+    helps, weights are by examples. So they are, too, for a component whose holders' weights do not add up to more than
+    zero; diluted, such a component stays as it is, also where clients of negative weight (``allow``) would push it.
     """
 
     def __init__(self, weigh: Weigh, rules: Safeguards, mix: float) -> None:
@@ -46,16 +46,25 @@ class BlendedMean:
         }
         weights = client_weights(examples, reports, self._rules, self._mix)
         mean = self._mean(weights)
-        by_examples = self._mean(examples)
-        values = {**by_examples.values, **mean.values}
-        counts = {**dict.fromkeys(values, 0.0), **mean.weights}
+        values, counts = dict(mean.values), dict(mean.weights)
+        if any(name not in values for name in self._held(examples)):
+            by_examples = self._positive(examples)
+            values = {**by_examples.values, **values}
+            counts = {**dict.fromkeys(values, 0.0), **counts}
         return Mean(values, counts, mean.total, noted(weights, reports))
+
+    def _held(self, weights: Mapping[ClientId, float]) -> Iterator[str]:
+        """Yield the names of what the clients of positive weight hold."""
+        for client, reply in self._replies.items():
+            if weights[client] > 0:
+                yield from reply.tensors.get("parameters", {})
 
     def _mean(self, weights: Mapping[ClientId, float]) -> Mean:
         """Average; clients of negative weight, which the printed formula knows, push away from where they are."""
-        mean, away = self._positive(weights), self._positive({client: -weight for client, weight in weights.items()})
-        if not away.values:
+        mean = self._positive(weights)
+        if all(weight >= 0 for weight in weights.values()):
             return mean
+        away = self._positive({client: -weight for client, weight in weights.items()})
         values, counts = {}, {}
         for name, value in mean.values.items():
             less = away.weights.get(name, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyfed.data.samples import Samples
 from polyfed.method.blending import BLEND, FUSED, Blended, Change, Losses, Safeguards, head_weights
-from polyfed.method.head_probe import MEMORY, Probe, between, heads_of, holds, remember
+from polyfed.method.head_probe import MEMORY, Probe, between, counted, heads_of, remember
 from polyfed.method.protocol import NOTES, Fit, Gradient, Groups, Request, fit, gradient
 from polyfed.method.training import Trained, Training
 from polyfed.model.architecture import Tensors, component_of
@@ -43,7 +43,8 @@ class Blending:
     * ``gradient``: inner products of held-out and training gradients at the received model, over ``gradient_batches``.
 
     In the first two the first participation has equal weights. ``merge`` starts from r · local + (1 − r) · received,
-    part by part, r the overfitting-to-generalisation ratio from the local to the received model, at most 1.
+    part by part, r the overfitting-to-generalisation ratio from the local to the received model, at most 1: of a
+    modality's head for its encoder and that head, of the fused head for the rest.
     """
 
     modalities: bool = True
@@ -76,7 +77,7 @@ class Blending:
         fitted = yield from fit(request)
         after = yield from probe.losses(fitted.parameters)
         found = between(before, after)
-        numbers = {**sent(fitted.numbers, heads), "steps": float(fitted.steps), **self._report(found, weights, probe)}
+        numbers = {**fitted.numbers, "steps": float(fitted.steps), **self._report(found, weights, probe)}
         personal = {
             NOTES: notes(weights, found, after),
             **self._memory(training, found, weights, after, fitted.parameters),
@@ -137,14 +138,15 @@ class Blending:
             def slopes(data: Samples, objective: Blended = objective, extra: Groups = extra) -> Steps:
                 return (yield from gradient(Gradient(objective, start, data, training.active, extra)))
 
-            if not (holds(probe.held_out, head) and batches):
+            held_out = counted(probe.held_out, head)
+            of_head = [part for part in (counted(batch, head) for batch in batches) if len(part)]
+            if not (len(held_out) and of_head):
                 continue
-            held_out = yield from slopes(probe.held_out)
+            slope = yield from slopes(held_out)
             of_batches = []
-            for batch in (batch for batch in batches if holds(batch, head)):
-                of_batches += [(yield from slopes(batch))]
-            if of_batches:
-                found[head] = gradient_change(held_out, of_batches)
+            for part in of_head:
+                of_batches += [(yield from slopes(part))]
+            found[head] = gradient_change(slope, of_batches)
         return found
 
     # ------------------------------------------------------------------------------------------ reports and memory
@@ -188,17 +190,11 @@ class Blending:
         local, card = training.personal[LOCAL], training.client.card
         merged = dict(training.start)
         for name in training.received:
-            part = component_of(name, card.components).split(".")
-            head = part[1] if part[0] != "head" and part[1] in card.modalities else FUSED
+            kind, _, rest = component_of(name, card.components).partition(".")
+            head = rest.partition(".")[0] if kind in ("encoder", "unimodal") else FUSED
             if head in changes and name in local:
                 merged[name] = torch.lerp(training.start[name], local[name], min(1.0, changes[head].ogr))
         return merged
-
-
-def sent(numbers: Mapping[str, float], heads: Sequence[str]) -> dict[str, float]:
-    """Leave out the training losses of single modalities: what they say of a client is not the server's business."""
-    own = tuple(f"loss.{head}." for head in heads if head != FUSED)
-    return {name: value for name, value in numbers.items() if not name.startswith(own)} if own else dict(numbers)
 
 
 def gradient_change(held_out: Tensors, batches: Sequence[Tensors]) -> Change:

@@ -94,9 +94,9 @@ def between(before: Mapping[str, Losses], after: Mapping[str, Losses]) -> dict[s
     return {head: Change.between(losses, after[head]) for head, losses in before.items() if head in after}
 
 
-def holds(samples: Samples, head: str) -> bool:
-    """Whether a head could be measured on these samples."""
-    return len(samples) > 0 and (head == FUSED or bool(samples.present[head].any()))
+def counted(samples: Samples, head: str) -> Samples:
+    """Return the samples that count for a head: those that have its modality, for the fused one all."""
+    return samples if head == FUSED else samples.holding([head])
 
 
 def remember(head: str, held: Change | Losses) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ from polyfed.scenario.federation import Card, Client, ClientId, Roster
 Groups = Mapping[str, Tensors]
 """Named groups of named tensors: "parameters", "prototypes", ..."""
 
+Cohort = Mapping[ClientId, frozenset[str]]
+"""The clients that are asked, and the modalities each is to use."""
+
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 S = TypeVar("S")
@@ -43,6 +46,10 @@ class Expected:
     largest: float | None = None
 
 
+Expects = Mapping[str, Mapping[str, Expected]]
+"""What a reply must hold: by group and tensor name."""
+
+
 @dataclass(frozen=True)
 class Order:
     """Server -> one client: do ``step`` with the ``active`` modalities.
@@ -55,7 +62,7 @@ class Order:
     active: frozenset[str]
     tensors: Groups = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
-    expects: Mapping[str, Mapping[str, Expected]] = field(default_factory=dict)
+    expects: Expects = field(default_factory=dict)
     needs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -245,7 +252,8 @@ class Measure:
 class Gradient:
     """Compute the gradient of ``objective`` over all of ``data`` at ``parameters``, without training.
 
-    The model is in evaluation mode. Where the data take several batches, these count by their samples.
+    The model is in evaluation mode. Where the data take several batches, these count by their samples, labelled or not:
+    the engine does not know which of them an objective counts.
     """
 
     objective: Objective
@@ -255,7 +263,16 @@ class Gradient:
     extra: Groups = field(default_factory=dict)
 
 
-Request = Fit | Measure | Gradient
+@dataclass(frozen=True)
+class Embed:
+    """Compute the features of all of ``data``, in evaluation mode and without gradient."""
+
+    parameters: Tensors
+    data: Samples
+    active: frozenset[str]
+
+
+Request = Fit | Measure | Gradient | Embed
 
 NOTES = "notes"
 """The personal group of what a client notes for the records, () tensors by name. It never leaves the client."""
@@ -280,6 +297,15 @@ def gradient(request: Gradient) -> Generator[Request, Any, dict[str, Tensor]]:
     """Have a gradient computed: ``slopes = yield from gradient(Gradient(...))``; names the loss misses are left out."""
     slopes: dict[str, Tensor] = yield request
     return slopes
+
+
+def embed(request: Embed) -> Generator[Request, Any, dict[str, Tensor]]:
+    """Have features computed: ``features = yield from embed(Embed(...))``.
+
+    They are (samples, width) by modality, on the CPU; rows of samples that lack the modality are not to be used.
+    """
+    features: dict[str, Tensor] = yield request
+    return features
 
 
 # ---------------------------------------------------------------------------------------------- methods

@@ -2,61 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from polyfed.data.schema import Task
 from polyfed.errors import UserError
-from polyfed.method.protocol import ClientStep, Clock, Conversation, Groups
-from polyfed.model.architecture import Tensors
-from polyfed.registry import Registry
+from polyfed.method.companion import Companion, Unaccompanied
+from polyfed.method.protocol import ClientStep, Clock, Cohort, Conversation, Groups, Order, Reply
+from polyfed.method.training import Local
 from polyfed.rng import numpy_generator
-from polyfed.scenario.federation import Cards, ClientId, Roster
+from polyfed.scenario.federation import Card, Cards, ClientId, Roster
 
-Cohort = Mapping[ClientId, frozenset[str]]
-"""The chosen clients and the modalities each is to use."""
+Draft = Callable[[Cohort], dict[ClientId, Order]]
+"""Makes a cohort's orders to train; a selector that wants something else of clients changes their step."""
 
 
-class Selector(Protocol):
-    """Chooses the cohort of a round. Its memory is named tensors, which the method keeps in its state."""
+Weigh = Callable[[Card, Reply], float]
+"""The weight of a reply."""
+
+
+class Selector(Companion, Protocol):
+    """Chooses the cohort of a round. What it remembers is named tensors, which the method keeps in its state."""
 
     @property
     def steps(self) -> Mapping[str, ClientStep]:
         """What it asks of clients itself, such as to measure a loss; names must differ from the method's steps."""
         ...
 
-    def begin(self, initial: Tensors, roster: Roster) -> Groups:
-        """Return the first memory."""
+    def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
+        """Return local training that also reports what the selector wants to know."""
         ...
 
-    def choose(
-        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
-    ) -> Conversation[tuple[Cohort, Groups]]:
-        """Choose a cohort for the server's current parameters; may hold exchanges. Returns it and the new memory."""
+    def reweighed(self, memory: Groups, weigh: Weigh) -> Weigh:
+        """Return the weights of the cohort's replies, given those that the method would have used."""
+        ...
+
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
+        """Choose a cohort; may hold exchanges. Returns it and the new memory."""
         ...
 
 
 @dataclass(frozen=True)
-class Everyone:
-    """All clients, with all their modalities."""
+class Everyone(Unaccompanied):
+    """All clients, with all their modalities: also a base for other selectors."""
 
     @property
     def steps(self) -> Mapping[str, ClientStep]:
         """Nothing is asked."""
         return {}
 
-    def begin(self, initial: Tensors, roster: Roster) -> Groups:
-        """Nothing is remembered."""
-        return {}
+    def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
+        """Nothing else is reported."""
+        return local
 
-    def choose(
-        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
-    ) -> Conversation[tuple[Cohort, Groups]]:
+    def reweighed(self, memory: Groups, weigh: Weigh) -> Weigh:
+        """Replies count as the method says."""
+        return weigh
+
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
         """Choose every client."""
         yield from ()
-        return {client: frozenset(card.modalities) for client, card in roster.items()}, memory
+        return whole_cohort(roster, roster), memory
+
+
+def whole_cohort(roster: Roster, clients: Iterable[ClientId]) -> Cohort:
+    """Return these clients, in ascending order, each with all its modalities."""
+    return {client: frozenset(roster[client].modalities) for client in sorted(clients)}
+
+
+def ids_of(roster: Roster) -> Sequence[ClientId]:
+    """Return all client ids, ascending."""
+    return roster.ids if isinstance(roster, Cards) else sorted(roster)
+
+
+def check_size(clients: int, roster: Roster) -> None:
+    """Raise UserError if a cohort is to be larger than the federation."""
+    if clients > len(roster):
+        raise UserError(f"select.clients: {clients} clients per round, but the federation has {len(roster)}")
 
 
 @dataclass(frozen=True)
@@ -65,17 +90,16 @@ class Uniform(Everyone):
 
     clients: int
 
-    def choose(
-        self, parameters: Tensors, memory: Groups, roster: Roster, clock: Clock
-    ) -> Conversation[tuple[Cohort, Groups]]:
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
         """Draw the cohort of a round."""
         yield from ()
-        if self.clients > len(roster):
-            raise UserError(f"select.clients: {self.clients} clients per round, but the federation has {len(roster)}")
+        check_size(self.clients, roster)
         places = numpy_generator(*clock.key("select")).choice(len(roster), self.clients, replace=False, shuffle=False)
-        ids = roster.ids if isinstance(roster, Cards) else list(roster)
-        drawn = sorted(ids[place] for place in places.tolist())
-        return {client: frozenset(roster[client].modalities) for client in drawn}, memory
+        ids = ids_of(roster)
+        return whole_cohort(roster, [ids[place] for place in places.tolist()]), memory
+
+
+PerRound = Annotated[int, Field(ge=1, description="clients per round")]
 
 
 def everyone() -> Selector:
@@ -83,11 +107,6 @@ def everyone() -> Selector:
     return Everyone()
 
 
-def uniform(*, clients: Annotated[int, Field(ge=1, description="clients per round")] = 10) -> Selector:
+def uniform(*, clients: PerRound = 10) -> Selector:
     """A fixed number of clients drawn without replacement, all equally likely (McMahan et al., 2017)."""
     return Uniform(clients)
-
-
-SELECTORS: Registry[Selector] = Registry("selection")
-SELECTORS.add("all", everyone)
-SELECTORS.add("random", uniform)

@@ -21,7 +21,8 @@ class Training:
     """What local training starts from.
 
     ``start`` are all parameters of the client's model, ``received`` those of them that came from the server; ``data``
-    are the training samples that have one of the ``active`` modalities; ``personal`` are the client's personal groups.
+    are the training samples that have one of the ``active`` modalities; ``personal`` are the client's personal groups,
+    ``groups`` what else it was sent. ``starting``: this is a start-up pass, and what is trained will be discarded.
     """
 
     client: Client
@@ -32,15 +33,21 @@ class Training:
     active: frozenset[str]
     recipe: Recipe
     personal: Groups = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict)
+    starting: bool = False
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training ends with: all parameters, numbers for the reply, personal groups beside the parameters."""
+    """What local training ends with: all parameters, numbers for the reply, and groups beside the parameters.
+
+    ``personal`` groups stay with the client, ``groups`` go into the reply.
+    """
 
     parameters: Tensors
     numbers: Mapping[str, float]
     personal: Groups = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict)
 
 
 Local = Callable[[Training], Generator[Request, Any, Trained]]

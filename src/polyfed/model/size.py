@@ -1,10 +1,13 @@
-"""How large a model's components are."""
+"""How large a model's components are, and how wide its features."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from polyfed.model.architecture import Architecture, component_of
+import torch
+
+from polyfed.data.samples import Batch
+from polyfed.model.architecture import Architecture, Outputs, component_of
 
 
 def parameter_count(architecture: Architecture, components: Collection[str]) -> dict[str, int]:
@@ -13,3 +16,17 @@ def parameter_count(architecture: Architecture, components: Collection[str]) -> 
     for name, parameter in architecture.assemble(components).named_parameters():
         counts[component_of(name, counts)] += parameter.numel()
     return counts
+
+
+@torch.no_grad()
+def feature_widths(architecture: Architecture) -> dict[str, int]:
+    """Return the width of the features by modality: those of a blank sample, computed once."""
+    modalities = architecture.modalities
+    model = architecture.assemble(architecture.components(tuple(modalities), tuple(architecture.tasks))).eval()
+    inputs = {
+        name: torch.zeros(1, *modality.shape, dtype=torch.int64 if modality.kind == "tokens" else torch.float32)
+        for name, modality in modalities.items()
+    }
+    here = torch.ones(1, dtype=torch.bool)
+    outputs: Outputs = model(Batch(inputs, dict.fromkeys(modalities, here), {}, {}))
+    return {name: features.shape[1] for name, features in outputs.features.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from statistics import correlation, median
+from statistics import median
 
+from polyfed.report.agreement import correlation_within
 from polyfed.report.formats import label, short
 from polyfed.report.history import Curve
 from polyfed.report.palette import COLOURS
@@ -65,8 +66,7 @@ def clients_card(run: RunData) -> Card | None:
         return None
     from plotly import graph_objects
 
-    gaps, weights = [gap for *_, gap in pairs], [weight for *_, weight, _ in pairs]
-    varied = len(set(gaps)) > 1 and len(set(weights)) > 1
+    together = correlation_within((number, weight, gap) for number, _, weight, gap in pairs)
     stride = -(-len(pairs) // MANY_POINTS)
     drawn = pairs[::stride]
     trace = graph_objects.Scatter(
@@ -86,7 +86,7 @@ def clients_card(run: RunData) -> Card | None:
     layout = {"xaxis": axis("held-out loss − training loss"), "yaxis": axis("weight of the client", rangemode="tozero")}
     text = (
         "Each dot is a client in a round: its weight in the average against its generalisation error after training. "
-        + (f"Correlation {correlation(gaps, weights):+.2f} over {len(pairs):,} dots." if varied else "")
+        + ("" if together is None else f"Correlation within a round: {together:+.2f}, mean over the rounds.")
     )
     note = f"Every {stride}th dot is drawn." if stride > 1 else ""
     return Card("Clients' weights", text.strip(), (plot("", [trace], layout),), note=note)

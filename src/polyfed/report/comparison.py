@@ -14,6 +14,7 @@ from polyfed.report.page import render, save
 from polyfed.report.records import RunData, load_run
 from polyfed.report.rounds_figures import rounds_card
 from polyfed.report.tables import ComparisonTable, comparison_table
+from polyfed.report.unimodal_comparison import unimodal_card
 from polyfed.report.variants import Variant, shared_differences, variants
 
 
@@ -34,6 +35,7 @@ def comparison_content(runs: Sequence[RunData], place: Path) -> dict[str, Any]:
     colours = method_colours(found)
     cards = [
         ("progress", "Progress", curve_cards(found, table, colours)),
+        ("modalities", "Modalities", [card for card in (unimodal_card(found, colours),) if card]),
         (
             "cost",
             "Cost and gain",

@@ -103,6 +103,15 @@ class ServerEvaluationRecord(Entry):
     metrics: Metrics = {}
 
 
+class UnimodalEvaluationRecord(Entry):
+    """Accuracy of the global model with each modality alone after a round: by task, modality and rule."""
+
+    kind: Literal["unimodal_evaluation"]
+    round: Count
+    examples: Mapping[str, Mapping[str, Count]] = {}
+    accuracy: Mapping[str, Metrics] = {}
+
+
 class NoteRecord(Entry):
     """What a method noted of a round, and of single clients in it."""
 
@@ -147,6 +156,7 @@ Record = Annotated[
     | RefusedRecord
     | EvaluationRecord
     | ServerEvaluationRecord
+    | UnimodalEvaluationRecord
     | NoteRecord
     | SkewRecord
     | WorkerRecord

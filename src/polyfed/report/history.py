@@ -22,6 +22,7 @@ from polyfed.report.entries import (
     ServerEvaluationRecord,
     SkewRecord,
     TotalBytes,
+    UnimodalEvaluationRecord,
     WorkerRecord,
     group_name,
 )
@@ -69,6 +70,14 @@ class TrainingKey(NamedTuple):
     group: str
 
 
+class UnimodalKey(NamedTuple):
+    """Address of one curve of a modality alone; ``rule`` is how the class was told."""
+
+    task: str
+    modality: str
+    rule: str
+
+
 @dataclass(frozen=True)
 class Curve:
     """Values over rounds, in ascending round."""
@@ -97,6 +106,7 @@ class History:
     traffic: dict[int, TotalBytes] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     server: dict[tuple[str, str], Series] = field(default_factory=lambda: defaultdict(_series))
+    unimodal: dict[UnimodalKey, Series] = field(default_factory=lambda: defaultdict(_series))
     noted: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     divergence: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     skews: dict[int, Metrics] = field(default_factory=dict)
@@ -106,6 +116,14 @@ class History:
     def global_model(self, task: str, metric: str) -> Curve:
         """Return a metric of the global model on the server's test samples."""
         return _merged([self.server.get((task, metric), {})])
+
+    def alone(self, task: str, modality: str, rule: str) -> Curve:
+        """Return the global model's accuracy with one modality alone."""
+        return _merged([self.unimodal.get(UnimodalKey(task, modality, rule), {})])
+
+    def round_note(self, name: str) -> Curve:
+        """Return a number that the method noted of its rounds."""
+        return _merged([self.round_notes.get(name, {})])
 
     def diverged(self, component: str) -> Curve:
         """Return how far clients' parameters of a component went from the server's, mean over clients."""
@@ -168,6 +186,13 @@ def _add_server_evaluation(history: History, record: ServerEvaluationRecord) -> 
             history.server[task, metric][record.round].add(value)
 
 
+def _add_unimodal_evaluation(history: History, record: UnimodalEvaluationRecord) -> None:
+    for task, modalities in record.accuracy.items():
+        for modality, rules in modalities.items():
+            for rule, value in rules.items():
+                history.unimodal[UnimodalKey(task, modality, rule)][record.round].add(value)
+
+
 def _add_skew(history: History, record: SkewRecord) -> None:
     history.skews[record.client] = record.label_distance
 
@@ -225,6 +250,7 @@ ADDERS: Mapping[type[Record], Callable[[History, Any], None]] = {
     ClientRecord: _add_client,
     EvaluationRecord: _add_evaluation,
     ServerEvaluationRecord: _add_server_evaluation,
+    UnimodalEvaluationRecord: _add_unimodal_evaluation,
     RoundRecord: _add_round,
     RefusedRecord: _add_refused,
     NoteRecord: _add_note,

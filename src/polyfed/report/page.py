@@ -22,6 +22,8 @@ from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
 from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
+from polyfed.report.skew_figures import label_distance_card
+from polyfed.report.unimodal_figures import alone_card, imbalance_card
 
 MANY_REFUSALS = 50
 
@@ -41,8 +43,13 @@ def report_content(run: RunData) -> dict[str, Any]:
             "Progress",
             _present(*metric_cards(run, palette), global_card(run), training_card(run, palette)),
         ),
+        ("modalities", "Modalities", _present(alone_card(run, palette), imbalance_card(run))),
         ("blending", "Blending", _present(heads_card(run), blended_clients_card(run), divergence_card(run))),
-        ("clients", "Clients", _present(*client_cards(run, palette), participation_card(run, palette))),
+        (
+            "clients",
+            "Clients",
+            _present(*client_cards(run, palette), label_distance_card(run), participation_card(run, palette)),
+        ),
         ("traffic", "Communication", _present(bytes_card(run))),
     ]
     drawn = [(id_, name, cards) for id_, name, cards in sections if cards]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 from polyfed.report.entries import ClientResult
 from polyfed.report.figures import group_legend
-from polyfed.report.formats import label, plural
+from polyfed.report.formats import label, plural, whole
 from polyfed.report.history import NO_REPLY
 from polyfed.report.palette import GREY, Palette
+from polyfed.report.participation_shares import share_map, used_modalities
 from polyfed.report.plotting import Card, Chip, Plot, axis, plot, rounds_axis
 from polyfed.report.records import RunData
 
 EXACT_CLIENTS, EXACT_ROUNDS = 150, 300
 """Up to here the map shows every client in every round; beyond it shows shares."""
-
-BLOCKS, SPANS = 80, 150
-"""Most blocks of clients and spans of rounds that the map of shares shows."""
 
 
 def participation_card(run: RunData, palette: Palette) -> Card | None:
@@ -33,12 +30,16 @@ def participation_card(run: RunData, palette: Palette) -> Card | None:
         silent = (Chip("asked, no usable reply", GREY),) if _has_silent(run) else ()
         legend = (*(Chip(chip.label, chip.colour) for chip in group_legend(palette, overall=False)), *silent)
         return Card("Who took part", text, (_exact_map(run, clients, rounds, palette),), legend, wide=True)
-    text = "The darker, the larger the share of a block of clients that took part in a span of rounds."
+    names = used_modalities(run, palette)
+    several = len(names) > 1
+    text = "The darker, the larger the share of a block of clients that took part in a span of rounds"
+    text += ", in the colour of the modalities that most of them used." if several else "."
+    legend = tuple(Chip(whole(name), palette.colours[name]) for name in names) if several else ()
     note = (
         f"{plural(len(clients), 'client')} and {plural(len(rounds), 'round')} are too many for one cell each: "
         "clients of the same modality group are put together in blocks, rounds in spans."
     )
-    return Card("Who took part", text, (_share_map(run, clients, rounds),), (), note, wide=True)
+    return Card("Who took part", text, (share_map(run, clients, rounds, palette),), legend, note, wide=True)
 
 
 def _has_silent(run: RunData) -> bool:
@@ -88,48 +89,3 @@ def _client_label(client: ClientResult) -> str:
 def _steps(colours: Sequence[str]) -> list[list[Any]]:
     width = 1 / len(colours)
     return [[edge, colour] for i, colour in enumerate(colours) for edge in (i * width, (i + 1) * width)]
-
-
-def _share_map(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[int]) -> Plot:
-    from plotly import graph_objects
-
-    per_block = -(-len(clients) // BLOCKS)
-    per_span = -(-len(rounds) // SPANS)
-    spans = [rounds[i : i + per_span] for i in range(0, len(rounds), per_span)]
-    labels, shares = [], []
-    for group, members in groupby(clients, key=lambda client: client.group):
-        chosen = list(members)
-        for start in range(0, len(chosen), per_block):
-            block = chosen[start : start + per_block]
-            labels.append(f"{label(group, 20)}: {block[0].id} to {block[-1].id}")
-            shares.append([round(_share(run, block, span), 3) for span in spans])
-    heat = graph_objects.Heatmap(
-        x=[span[0] for span in spans],
-        y=list(range(len(labels))),
-        z=shares,
-        colorscale=[[0, "rgba(0,114,178,0.04)"], [1, "rgb(0,114,178)"]],
-        zmin=0,
-        showscale=False,
-        customdata=[[text] * len(spans) for text in labels],
-        hovertemplate="clients %{customdata}<br>from round %{x}: %{z:.1%}<extra></extra>",
-    )
-    starts = [
-        index for index, text in enumerate(labels) if index == 0 or _group_of(text) != _group_of(labels[index - 1])
-    ]
-    ticks = {"tickvals": starts, "ticktext": [_group_of(labels[index]) for index in starts]}
-    yaxis = axis("", autorange="reversed", showgrid=False, ticksuffix="  ", **ticks)
-    layout = {"xaxis": {**rounds_axis(rounds), "rangemode": "normal", "showgrid": False}, "yaxis": yaxis}
-    return plot("", [heat], layout, height=100 + 5 * len(labels))
-
-
-def _group_of(text: str) -> str:
-    return text.rsplit(":", maxsplit=1)[0]
-
-
-def _share(run: RunData, clients: Sequence[ClientResult], rounds: Sequence[int]) -> float:
-    answered = sum(
-        run.history.active.get(client.id, {}).get(number, NO_REPLY) != NO_REPLY
-        for client in clients
-        for number in rounds
-    )
-    return answered / (len(clients) * len(rounds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from polyfed.scenario.holdings import Holdings, Names, nobody_holds, sets_of, ta
 from polyfed.scenario.labels import check_targets, strata
 from polyfed.scenario.official_test import deal_test, task_sets
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
+from polyfed.scenario.shared_validation import SharedRows, set_apart
 from polyfed.scenario.split import cut
 from polyfed.scenario.store import Rows, Store, Thinning
 from polyfed.scenario.usable import usable_of
@@ -35,12 +37,15 @@ def build(
     test: float,
     only_tasks: Sequence[str] | None,
     seed: int,
+    validation_source: Literal["client", "shared"] = "client",
 ) -> Federation:
     """Deal a dataset to clients.
 
     ``validation`` and ``test`` are the shares of a client's samples that are held out; with an official test table
-    ``test`` is not used, each client gets a part of that table. ``only_tasks`` names the tasks in use (None:
-    classification and regression). The federation keeps row numbers only and makes a client when it is asked for.
+    ``test`` is not used, each client gets a part of that table. With the ``validation_source`` "shared" a share of the
+    training table is held out before it is dealt, and is the validation part of all clients. ``only_tasks`` names the
+    tasks in use (None: classification and regression). The federation keeps row numbers only and makes a client when it
+    is asked for.
 
     Raises UserError for options that do not fit the data, and for a client that would have nothing to train on.
     """
@@ -48,11 +53,15 @@ def build(
     check_fraction("test", test)
     used = tasks_in_use(dataset, only_tasks)
     check_targets(dataset.train.everything(), list(used.values()), f"{dataset.name}, training table")
-    dealt = deal(dataset, clients, partition, used, seed)
+    pool, shared = dataset.train.everything(), None
+    if validation_source == "shared":
+        field = partition.options.get("field")
+        pool, shared = set_apart(pool, list(used.values()), validation, dataset.unit, field, seed)
+    dealt = deal(dataset, pool, clients, partition, used, seed)
     count = dealt.clients
     held = MODALITY_SETS.build(modalities.name, modalities.options, list(dataset.modalities), count, seed)
     solved = TASK_SETS.build(tasks.name, tasks.options, list(used), count, seed)
-    pool = dataset.train.everything().only({name for names in set(held.sets) for name in names}, used)
+    pool = pool.only({name for names in set(held.sets) for name in names}, used)
     modality_sets = reduced("modality", held, dealt, pool.present)
     task_names = reduced("task", solved, dealt, pool.labelled)
     usable = dealt.where(usable_of(pool, dealt, modality_sets, task_names))
@@ -61,13 +70,14 @@ def build(
     check_held("task", list(used), task_names)
     splitter = Splitter(dataset, pool, used, modality_sets, task_names, seed)
     kept, tested, test_pool = splitter.test(usable, test, str(partition.options.get("field", "")))
-    validating = splitter.cut(kept, validation, "validation")
+    validating = splitter.cut(kept, validation if shared is None else 0, "validation")
     splits: dict[Split, Rows] = {
         "train": Rows.of(pool, kept.where(~validating)),
         "validation": Rows.of(pool, kept.where(validating)),
         "test": Rows.of(test_pool, tested),
     }
-    store = Store(splits, None if held.skew is None else Thinning(held.skew, validating))
+    thinning = None if held.skew is None else Thinning(held.skew, validating)
+    store = Store(splits, thinning, None if shared is None else SharedRows(shared))
     names = client_names(pool, dealt, partition, dataset.field_labels)
     return Federation(
         {name: modality for name, modality in dataset.modalities.items() if name in pool.present},
@@ -101,9 +111,10 @@ def tasks_in_use(dataset: Dataset, only: Sequence[str] | None) -> dict[str, Task
     return found
 
 
-def deal(dataset: Dataset, clients: int | None, partition: Chosen, used: Mapping[str, Task], seed: int) -> Parts:
-    """Deal the training table. Units that must not be torn apart are dealt whole, each as if it were one sample."""
-    pool = dataset.train.everything()
+def deal(
+    dataset: Dataset, pool: Samples, clients: int | None, partition: Chosen, used: Mapping[str, Task], seed: int
+) -> Parts:
+    """Deal training samples. Units that must not be torn apart are dealt whole, each as if it were one sample."""
     labels_from = {**used, **dataset.tasks}  # tasks in use first: the default label is that of the first
     natural = "field" in partition.options
     if dataset.unit is None or natural:

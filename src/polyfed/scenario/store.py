@@ -14,6 +14,7 @@ from polyfed.data.samples import Samples
 from polyfed.scenario.federation import Card, Client, Federation, Split
 from polyfed.scenario.holdings import Names, Skew
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
+from polyfed.scenario.shared_validation import SharedRows
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,14 @@ class Thinning:
 
 @dataclass(frozen=True)
 class Store:
-    """Samples of all clients by split. A thinning does not concern test samples: a client is tested on all it holds."""
+    """Samples of all clients by split. A thinning does not concern test samples: a client is tested on all it holds.
+
+    Nor does it concern ``shared_validation``, which stands for the clients' own validation samples.
+    """
 
     splits: Mapping[Split, Rows]
     thinning: Thinning | None = None
+    shared_validation: SharedRows | None = None
 
     def load(self, card: Card) -> Client:
         """Return a client, whose samples are made when they are asked for."""
@@ -75,6 +80,8 @@ class Store:
 
     def samples(self, card: Card, split: Split) -> Samples:
         """Make a client's samples of one split."""
+        if split == "validation" and self.shared_validation is not None:
+            return self.shared_validation.held_by(card)
         found = self.splits[split].held_by(card)
         if self.thinning is None or split == "test":
             return found

@@ -1,0 +1,273 @@
+"""BMSFed and its kin: modalities enhanced by class prototypes, global ones or the client's own.
+
+Sources: Fan et al., BMSFed, ECCV 2024, slides and code; PMR, CVPR 2023; Tan et al., FedProto, AAAI 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from polyfed.data.schema import Task
+from polyfed.method.averaging import Averaging, Context
+from polyfed.method.balance import (
+    BALANCE,
+    RATIOS,
+    Portrait,
+    balance_group,
+    behind,
+    check_classified,
+    classified,
+    expected_balance,
+    key_of,
+    portrait,
+    whole_model,
+)
+from polyfed.method.classic import MissingRule, NonNegative
+from polyfed.method.companion import Asked, Unaccompanied
+from polyfed.method.enhancement import BEHIND, PROTOTYPES, Coefficient, Enhanced
+from polyfed.method.protocol import Clock, Expected, Expects, Fit, Groups, Reducer, Reply, Request, fit
+from polyfed.method.prototypes import known
+from polyfed.method.training import Descend, Trained, Training
+from polyfed.model.architecture import Tensors
+from polyfed.scenario.federation import Card, ClientId, Roster
+
+COUNTS = "class_counts"
+"""The group of a reply that holds the labelled samples by class, (classes,) by task."""
+
+Ratio = Literal["batch", "client"]
+
+
+# ---------------------------------------------------------------------------------------------- clients
+
+
+@dataclass(frozen=True)
+class Enhance:
+    """Train with the enhancement loss of global prototypes; report the trained model's own prototypes and ratios.
+
+    In a start-up pass the client's own prototypes under the received model are used and reported.
+    """
+
+    objective: Enhanced
+    tasks: Mapping[str, Task]
+
+    def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
+        """Train one client."""
+        if training.starting:
+            return (yield from self._start(training))
+        ratios = training.personal.get(BALANCE, {}).get(RATIOS)
+        if self.objective.by_client and ratios is None:
+            ratios = (yield from self._portrait(training, training.start)).ratios
+        trained = yield from self._fit(training, training.groups[PROTOTYPES], ratios)
+        after = yield from self._portrait(training, trained.parameters)
+        return reported(trained, after, keeps=self.objective.by_client)
+
+    def _start(self, training: Training) -> Generator[Request, Any, Trained]:
+        """Report on the received model, and train if asked to."""
+        own = yield from self._portrait(training, training.start)
+        trained = Trained(training.start, {})
+        if training.recipe.epochs:
+            trained = yield from self._fit(training, own.means, own.ratios)
+        return reported(trained, own, keeps=False)
+
+    def _portrait(self, training: Training, parameters: Tensors) -> Generator[Request, Any, Portrait]:
+        return (yield from portrait(training, self.tasks, whole_model(training, parameters)))
+
+    def _fit(self, training: Training, prototypes: Tensors, ratios: Tensor | None) -> Generator[Request, Any, Trained]:
+        far: dict[str, Tensor] = {}
+        if self.objective.by_client and ratios is not None:
+            found = behind(ratios, training.client.card.modalities)
+            far = {name: torch.tensor(found[name], dtype=torch.float32) for name in sorted(training.active)}
+        return (yield from enhanced_fit(self.objective, training, prototypes, far))
+
+
+def reported(trained: Trained, found: Portrait, *, keeps: bool) -> Trained:
+    """Add prototypes, samples by class and ratios to a reply; ``keeps``: the client remembers the ratios."""
+    balance = balance_group(found)
+    groups = {PROTOTYPES: found.means, COUNTS: found.counts, **balance}
+    return replace(trained, groups=groups, personal=balance if keeps else {})
+
+
+@dataclass(frozen=True)
+class EnhanceAlone:
+    """PMR: train with the client's own prototypes, found anew before every epoch.
+
+    Each epoch is a fit of its own, so momentum starts anew with it, and a schedule runs over the epoch. After the first
+    ``rounds`` rounds it trains as usual.
+    """
+
+    objective: Enhanced
+    tasks: Mapping[str, Task]
+    rounds: int
+
+    def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
+        """Train one client."""
+        if training.clock.round > self.rounds:
+            return (yield from Descend()(training))
+        epochs, current, trained = training.recipe.epochs, training, Trained(training.start, {"steps": 0.0})
+        for number in range(epochs):
+            once = replace(current, recipe=replace(training.recipe, epochs=1))
+            own = yield from portrait(once, self.tasks, whole_model(once, once.start))
+            now = yield from enhanced_fit(self.objective, once, own.means, {}, f"epoch {number}")
+            steps = trained.numbers["steps"] + now.numbers["steps"]
+            trained = replace(now, numbers={**now.numbers, "steps": steps})
+            current = replace(current, start=trained.parameters)
+        return trained
+
+
+def enhanced_fit(
+    objective: Enhanced, training: Training, prototypes: Tensors, behind: Tensors, purpose: str = "request"
+) -> Generator[Request, Any, Trained]:
+    """Fit with prototypes of the modalities in use."""
+    used = {name: held for name, held in prototypes.items() if name.split(".", 1)[0] in training.active}
+    extra = {PROTOTYPES: used, **({BEHIND: behind} if behind else {})}
+    fitted = yield from fit(
+        Fit(objective, training.start, training.data, training.recipe, training.active, None, extra, purpose)
+    )
+    return Trained(fitted.parameters, {**fitted.numbers, "steps": float(fitted.steps)})
+
+
+# ---------------------------------------------------------------------------------------------- server
+
+
+@dataclass(frozen=True)
+class Prototypes(Unaccompanied):
+    """Keeps the global prototypes: of each class the mean of the reporting clients' own, weighted by their samples.
+
+    A class of which nobody reported keeps its prototype. They are first gathered in a start-up pass of all clients.
+    ``widths`` are those of the features. Clients' samples of a class count whole, also if some lack a modality.
+    """
+
+    tasks: Mapping[str, Task]
+    widths: Mapping[str, int]
+
+    @property
+    def whole(self) -> bool:
+        """Clients report prototypes of all their modalities, whatever they train."""
+        return True
+
+    def starts(self, clock: Clock) -> int | None:
+        """Everybody reports prototypes of the first model."""
+        return 0 if clock.round == 1 else None
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        """Nothing is known yet."""
+        keys = {key: shape for card in roster.values() for key, shape in self._shapes(card).items()}
+        return {PROTOTYPES: {key: torch.zeros(keys[key]) for key in sorted(keys)}}
+
+    def _shapes(self, card: Card) -> dict[str, tuple[int, int]]:
+        return {
+            key_of(modality, task): (self.tasks[task].classes, self.widths[modality])
+            for task in classified(card, self.tasks)
+            for modality in card.modalities
+        }
+
+    def send(self, held: Groups, card: Card, active: frozenset[str]) -> Groups:
+        """Send the prototypes of the client's modalities and tasks, once there are any."""
+        sent = {key: held[PROTOTYPES][key] for key in self._shapes(card)}
+        return {PROTOTYPES: sent} if any(bool(known(value).any()) for value in held[PROTOTYPES].values()) else {}
+
+    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
+        """Expect prototypes, samples by class, and the ratios between modalities."""
+        means = {key: Expected(shape, torch.float32) for key, shape in self._shapes(card).items()}
+        counts = {task: Expected((self.tasks[task].classes,), torch.float32) for task in classified(card, self.tasks)}
+        return {PROTOTYPES: means, COUNTS: counts, **expected_balance(card)}
+
+    def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
+        """Average what is reported."""
+        return ClassMeans(held[PROTOTYPES])
+
+
+@dataclass
+class ClassMeans:
+    """Σ_k n_kc c_kc / Σ_k n_kc for each class, over the clients that know it."""
+
+    before: Tensors
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    clients: list[ClientId] = field(default_factory=list)
+
+    @property
+    def counted(self) -> tuple[ClientId, ...]:
+        """Clients whose replies were added."""
+        return tuple(self.clients)
+
+    def add(self, client: ClientId, reply: Reply) -> None:
+        """Take one reply in; a client cannot count more samples than it is said to have."""
+        self.clients.append(client)
+        for key, means in reply.tensors[PROTOTYPES].items():
+            counts = reply.tensors[COUNTS][key.split(".", 1)[1]].double().clamp(0, reply.examples)
+            counts = torch.where(known(means), counts, 0.0)
+            sums = means.double() * counts[:, None]
+            self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+            self.samples[key] = self.samples[key] + counts if key in self.samples else counts
+
+    def finish(self) -> Groups:
+        """Return the global prototypes."""
+        return {PROTOTYPES: {key: self._renewed(key, before) for key, before in self.before.items()}}
+
+    def _renewed(self, key: str, before: Tensor) -> Tensor:
+        if key not in self.sums:
+            return before
+        samples = self.samples[key][:, None]
+        return torch.where(samples > 0, self.sums[key] / samples.clamp(min=1), before.double()).float()
+
+
+# ---------------------------------------------------------------------------------------------- methods
+
+Strength = Annotated[float, Field(ge=0, le=1e6, description="weight of the enhancement loss")]
+Rounds = Annotated[int, Field(ge=0, description="rounds in which it is used, from the first")]
+
+
+def bmsfed(
+    context: Context,
+    *,
+    enhancement: Strength = 2.0,
+    coefficient: Annotated[
+        Coefficient, Field(description="const: always the full weight; clip: by how far the modality is behind")
+    ] = "const",
+    ratio: Annotated[Ratio, Field(description="modalities are compared in each batch, or once per client")] = "batch",
+    missing: MissingRule = "renormalise",
+) -> Averaging:
+    """BMSFed (Fan et al., ECCV 2024): the weakest modality is enhanced by global class prototypes.
+
+    The whole system also selects who trains with which modality: ``select: {name: bms}``. With another selection it is
+    the ablation without balanced selection, with ``enhancement: 0`` the one without the enhancement loss. The method
+    section of the paper could not be read: this follows the authors' slides and code.
+    """
+    check_classified(context.tasks, "bmsfed")
+    local = Enhance(Enhanced(enhancement, "weakest", coefficient, ratio == "client"), context.tasks)
+    return Averaging(context, local=local, missing=missing, companion=Prototypes(context.tasks, context.widths()))
+
+
+def fedproto(context: Context, *, enhancement: NonNegative = 1.0, missing: MissingRule = "renormalise") -> Averaging:
+    """Global class prototypes for every modality, as in BMSFed's comparison (after FedProto, Tan et al., AAAI 2022).
+
+    The loss is the cross-entropy over distances to all prototypes, and models are averaged; FedProto itself takes the
+    squared distance to the own class's prototype, and exchanges nothing but prototypes.
+    """
+    check_classified(context.tasks, "fedproto")
+    local = Enhance(Enhanced(enhancement, "all"), context.tasks)
+    return Averaging(context, local=local, missing=missing, companion=Prototypes(context.tasks, context.widths()))
+
+
+def pmr(
+    context: Context,
+    *,
+    enhancement: Strength = 1.0,
+    coefficient: Coefficient = "const",
+    rounds: Rounds = 71,
+    missing: MissingRule = "renormalise",
+) -> Averaging:
+    """PMR (Fan et al., CVPR 2023), federated as in BMSFed's comparison: each client's own prototypes, no exchange.
+
+    Prototypes have no momentum, and there is no entropy term, as in that comparison.
+    """
+    check_classified(context.tasks, "pmr")
+    local = EnhanceAlone(Enhanced(enhancement, "weakest", coefficient), context.tasks, rounds)
+    return Averaging(context, local=local, missing=missing)

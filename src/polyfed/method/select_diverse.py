@@ -1,0 +1,155 @@
+"""DivFL: a cohort whose updates stand for everybody's (Balakrishnan et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from polyfed.method.companion import Asked
+from polyfed.method.facility import Draw, enough, lazy_greedy, stochastic_greedy, usable
+from polyfed.method.protocol import Clock, Cohort, Conversation, Groups, Reducer, Reply
+from polyfed.method.select import Draft, Everyone, PerRound, Selector, Weigh, check_size, ids_of, whole_cohort
+from polyfed.method.updates import Track, blank, distances, remembered
+from polyfed.model.architecture import Tensors
+from polyfed.rng import numpy_generator
+from polyfed.scenario.federation import ClientId, Roster
+
+WHOLE = "whole"
+"""The track of updates of all parameters."""
+
+WEIGHTS = "weights"
+"""The group of memory that holds how many clients each of the cohort stands for, (clients,)."""
+
+Greedy = Literal["stochastic", "full"]
+Shares = Literal["examples", "represented"]
+StartEpochs = Annotated[int, Field(ge=1, description="local epochs of the start-up pass of all clients")]
+Candidates = Annotated[
+    int | None, Field(ge=1, description="clients looked at per step; null: max(clients, a tenth of all)")
+]
+
+
+def drawing(clock: Clock) -> Draw:
+    """Return what draws candidates in a round, one set after another."""
+    generator = numpy_generator(*clock.key("select"))
+
+    def draw(places: Sequence[int], count: int) -> Sequence[int]:
+        chosen = generator.choice(len(places), count, replace=False, shuffle=False)
+        return [places[place] for place in chosen.tolist()]
+
+    return draw
+
+
+@dataclass
+class Renewal:
+    """Renews the updates of clients from their replies; ``tracks`` tells which of each client's."""
+
+    memory: Groups
+    asked: Asked
+    kinds: Mapping[str, Track]
+    tracks: Callable[[ClientId], Sequence[str]]
+    new: dict[str, dict[ClientId, Tensor]] = field(default_factory=dict)
+    clients: list[ClientId] = field(default_factory=list)
+
+    @property
+    def counted(self) -> tuple[ClientId, ...]:
+        """Clients whose replies were added."""
+        return tuple(self.clients)
+
+    def add(self, client: ClientId, reply: Reply) -> None:
+        """Take one reply in."""
+        self.clients.append(client)
+        after = reply.tensors.get("parameters", {})
+        for name in self.tracks(client):
+            vector = self.kinds[name].vector(self.asked.parameters, after, len(self.asked.roster))
+            self.new.setdefault(name, {})[client] = vector
+
+    def finish(self) -> Groups:
+        """Return the renewed memory."""
+        memory = self.memory
+        for name, vectors in self.new.items():
+            memory = remembered(memory, name, vectors, self.asked.roster)
+        return memory
+
+
+@dataclass(frozen=True)
+class Diverse(Everyone):
+    """``clients`` chosen greedily so that Σ_k min_{i chosen} ‖g_k − g_i‖ is small, g being the clients' last updates.
+
+    Before the first round every client trains ``start_epochs`` for its first update; with ``fresh`` before every
+    round. ``greedy`` stochastic looks at ``candidates`` drawn clients per step, full at all. With ``shares``
+    represented a reply counts by how many clients it stands for, instead of by its samples.
+    """
+
+    clients: int
+    greedy: Greedy = "stochastic"
+    candidates: int | None = None
+    fresh: bool = False
+    start_epochs: int = 1
+    shares: Shares = "examples"
+
+    def starts(self, clock: Clock) -> int | None:
+        """Everybody trains once before there is anything to choose by."""
+        return self.start_epochs if clock.round == 1 or self.fresh else None
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        """Nothing is known yet."""
+        return blank(self._tracks(initial), len(roster))
+
+    def _tracks(self, parameters: Tensors) -> dict[str, Track]:
+        return {WHOLE: Track.of(parameters, tuple(parameters))}
+
+    def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
+        """Remember the updates of those who took part."""
+        return Renewal(held, asked, self._tracks(asked.parameters), lambda client: (WHOLE,))
+
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
+        """Choose the cohort of a round."""
+        yield from ()
+        check_size(self.clients, roster)
+        found = distances(memory, WHOLE)
+        if self.greedy == "full":
+            chosen = lazy_greedy(found, self.clients)
+        else:
+            candidates = self.candidates or enough(len(roster), self.clients)
+            chosen = stochastic_greedy(found, self.clients, candidates, drawing(clock))
+        ids = ids_of(roster)
+        if self.shares == "represented":
+            places = sorted(chosen)
+            nearest = usable(found)[:, places].argmin(axis=1)
+            stands_for = np.bincount(nearest, minlength=len(places)).tolist()
+            memory = {**memory, WEIGHTS: weights_of([ids[place] for place in places], stands_for)}
+        return whole_cohort(roster, [ids[place] for place in chosen]), memory
+
+    def reweighed(self, memory: Groups, weigh: Weigh) -> Weigh:
+        """Weigh replies by how many clients they stand for, if asked to."""
+        if self.shares == "examples":
+            return weigh
+        return lambda card, reply: memory[WEIGHTS][str(card.id)].item() if reply.examples else 0.0
+
+
+def weights_of(clients: Sequence[ClientId], numbers: Sequence[int]) -> Tensors:
+    """Return numbers () by client."""
+    return {str(client): torch.tensor(float(value)) for client, value in zip(clients, numbers, strict=True)}
+
+
+def divfl(
+    *,
+    clients: PerRound = 10,
+    greedy: Annotated[
+        Greedy, Field(description="stochastic: of drawn candidates; full: of all clients")
+    ] = "stochastic",
+    candidates: Candidates = None,
+    fresh: Annotated[bool, Field(description="all clients train before every round, not only once")] = False,
+    start_epochs: StartEpochs = 1,
+    shares: Annotated[
+        Shares, Field(description="replies count by samples, or by how many clients they represent")
+    ] = "examples",
+) -> Selector:
+    """DivFL (Balakrishnan et al., ICLR 2022): clients whose last updates are near to everybody's."""
+    return Diverse(clients, greedy, candidates, fresh, start_epochs, shares)

@@ -1,0 +1,122 @@
+"""What a selector remembers of the clients' updates: vectors, and the distances between them.
+
+An update is (parameters sent) − (parameters after local training): an accumulated gradient times the step size. Those
+of clients that do not take part stay as they were when they last did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from polyfed.method.facility import Distances
+from polyfed.method.protocol import Groups
+from polyfed.model.architecture import Tensors
+from polyfed.rng import torch_generator
+from polyfed.scenario.federation import ClientId, Roster
+
+EXACT = 2 * 10**8
+"""Numbers up to which the updates of all clients are kept as they are; beyond, sketches of them are."""
+
+SKETCH = 65_536
+"""Entries of a sketch: distances between sketches are right to about 1 / sqrt(entries / 2), under one per cent."""
+
+CHUNK = 2**22
+"""Numbers that are multiplied at a time."""
+
+SQUARES = "squares"
+"""The group of memory that holds squared distances, a (clients, clients) float64 matrix per track."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Updates of some of the parameters: which, and how many numbers they are."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @staticmethod
+    def of(parameters: Tensors, names: Sequence[str]) -> Track:
+        """Make a track of these parameters."""
+        return Track(tuple(names), tuple(parameters[name].numel() for name in names))
+
+    @property
+    def size(self) -> int:
+        """Numbers in an update."""
+        return sum(self.sizes)
+
+    def vector(self, before: Tensors, after: Tensors, clients: int) -> Tensor:
+        """Return an update as a vector, sketched where those of all clients would take too much memory.
+
+        Parameters that a client does not hold count as unchanged.
+        """
+        pieces = [
+            (before[name] - after[name]).flatten() if name in after else before[name].new_zeros(size)
+            for name, size in zip(self.names, self.sizes, strict=True)
+        ]
+        update = torch.cat(pieces) if pieces else torch.zeros(0)
+        return sketch(update) if clients * self.size > EXACT and self.size > SKETCH else update
+
+
+@lru_cache(maxsize=4)
+def hashing(size: int) -> tuple[Tensor, Tensor]:
+    """Return a bucket and a sign for each of so many numbers."""
+    generator = torch_generator("count sketch", size)
+    buckets = torch.randint(SKETCH, (size,), generator=generator)
+    return buckets, torch.randint(2, (size,), generator=generator).float() * 2 - 1
+
+
+def sketch(vector: Tensor) -> Tensor:
+    """Return a count sketch (Charikar et al., 2002): numbers are added up, with random signs, in random buckets.
+
+    Sums and differences of sketches are sketches of sums and differences, and lengths are kept in the mean.
+    """
+    buckets, signs = hashing(len(vector))
+    return torch.zeros(SKETCH).index_add_(0, buckets, vector * signs)
+
+
+def blank(tracks: Mapping[str, Track], clients: int) -> Groups:
+    """Return a memory in which nothing is known."""
+    squares = {name: torch.full((clients, clients), math.nan, dtype=torch.float64) for name in tracks}
+    return {SQUARES: squares, **{name: {} for name in tracks}}
+
+
+def distances(memory: Groups, track: str) -> Distances:
+    """Return the distances between the clients' updates, NaN where one is unknown."""
+    found: Distances = memory[SQUARES][track].sqrt().numpy()
+    return found
+
+
+def remembered(memory: Groups, track: str, new: Mapping[ClientId, Tensor], roster: Roster) -> Groups:
+    """Return a memory with the updates of these clients renewed; only their rows and columns change."""
+    if not new:
+        return memory
+    vectors = {**memory[track], **{str(client): vector for client, vector in new.items()}}
+    ids = [client for client in sorted(roster) if str(client) in vectors]
+    places = {client: place for place, client in enumerate(sorted(roster))}
+    rows = squared_distances([new[client] for client in new], [vectors[str(client)] for client in ids])
+    columns = torch.tensor([places[client] for client in ids])
+    squares = memory[SQUARES][track].clone()
+    for client, row in zip(new, rows, strict=True):
+        squares[places[client], columns] = row
+        squares[columns, places[client]] = row
+        squares[places[client], places[client]] = 0.0
+    return {**memory, track: vectors, SQUARES: {**memory[SQUARES], track: squares}}
+
+
+def squared_distances(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+    """Return the squared Euclidean distances (rows, columns) between vectors, in float64."""
+    products = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    lengths = torch.zeros(len(rows), 1, dtype=torch.float64), torch.zeros(len(columns), dtype=torch.float64)
+    step = max(1, CHUNK // (len(rows) + len(columns)))
+    for start in range(0, len(columns[0]), step):
+        left, right = (torch.stack([one[start : start + step] for one in side]).double() for side in (rows, columns))
+        products += left @ right.t()
+        lengths[0].add_(left.square().sum(1, keepdim=True))
+        lengths[1].add_(right.square().sum(1))
+    return (lengths[0] + lengths[1] - 2 * products).clamp_(min=0)
