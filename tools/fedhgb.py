@@ -302,7 +302,8 @@ def weights_table(dataset: str, found: Found) -> str:
                 for seed, each in enumerate(found[case, "FedHGB"])
                 for pair in each["pairs"]
             ]
-            texts.append(f"{correlation_within(pairs):+.2f}")
+            together = correlation_within(pairs)
+            texts.append("–" if together is None else f"{together:+.2f}")
         rows.append([f"correlation of client weight and {text}", *texts])
     return table(["", *(CASES[case] for case in cases)], rows)
 

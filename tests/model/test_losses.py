@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 from polyfed.data.samples import Batch
 from polyfed.data.schema import Task
 from polyfed.model.architecture import Outputs
-from polyfed.model.losses import Share, task_loss, total_loss
+from polyfed.model.losses import Share, summed_loss, task_loss, total_loss
 from tests.model.examples import DIGIT, PICTURE, PULSE, target_of
 
 PAIR = Task("pair", "classification", classes=2)
@@ -134,6 +134,8 @@ def test_a_batch_known_to_be_whole_has_the_loss_and_gradient_of_its_masks(task: 
         prediction = torch.linspace(-2, 3, 3 * math.prod(shape)).view(3, *shape).requires_grad_()
         batch = Batch({}, {}, {task.name: labels}, {task.name: bools(1, 1, 1)}, whole)
         loss, logged = total_loss({task.name: task}, Outputs({}, prediction, {task.name: prediction}), batch)
+        unlogged = summed_loss({task.name: task}, Outputs({}, prediction, {task.name: prediction}), batch)
+        assert torch.equal(unlogged, loss)
         loss.backward()
         share = logged[f"loss.{task.name}"]
         assert isinstance(share, Share) and not share.total.requires_grad

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from polyfed.report.formats import short
 from polyfed.report.page import write_report
 from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
@@ -80,11 +79,8 @@ def test_many_clients_are_coloured_by_what_most_of_them_used(make_run: Make, tmp
                 most = used.count(chip.label) > len(used) / 2
                 assert most <= (value is not None)  # where there is a majority it is drawn
                 assert value is None or value == pytest.approx(len(used) / len(block), abs=1e-3)
-    both = [
-        [a is not None and b is not None for a, b in zip(*rows, strict=True)]
-        for rows in zip(heats[0]["z"], heats[1]["z"], strict=True)
-    ]
-    assert not any(map(any, both))
+    for rows in zip(*(heat["z"] for heat in heats), strict=True):
+        assert all(None in cells for cells in zip(*rows, strict=True))  # a cell has one colour
     write_report(folder)
 
 
@@ -109,7 +105,6 @@ def test_with_one_set_of_modalities_there_is_one_colour(make_run: Make, tmp_path
     assert heat["colorscale"] == [[0, "rgba(0,114,178,0.04)"], [1, "rgb(0,114,178)"]]
     assert 0 in [value for row in heat["z"] for value in row]  # a share of nothing is drawn, faintly
     assert heat["customdata"][0][0] == "audio+image: 0 to 2"
-    assert all(short(row[0]) for row in heat["customdata"])
 
 
 def test_many_rounds_are_put_together(make_run: Make, tmp_path: Path) -> None:

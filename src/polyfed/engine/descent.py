@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyfed.engine.adaptive import Change
 from polyfed.engine.optimizers import Optimizer, clip, optimizer
 from polyfed.engine.resident import Resident
 from polyfed.method.protocol import Recipe
@@ -32,9 +33,13 @@ class Descent:
         self._stretches: list[Tensor] = []
         self._slopes: list[Tensor] = []
 
-    def step(self, loss: Tensor) -> None:
-        """Move the parameters by the gradient of a loss."""
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=False)
+    def step(self, loss: Tensor, change: Change | None = None) -> None:
+        """Move the parameters by the gradient of a loss; ``change`` may alter the gradients first."""
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, self._parameters, allow_unused=True, materialize_grads=False
+        )
+        if change is not None:
+            found = self._changed(found, change)
         if self._rule is None:
             self._rule = self._begin(flat=not self._plain and all(slope is not None for slope in found))
         gradients: Sequence[Tensor | None] = self._flat(found) if self._stretches else found
@@ -43,6 +48,11 @@ class Descent:
         with torch.no_grad():
             self._rule.step(gradients, self._recipe.share_of_lr(self._taken, self._steps))
         self._taken += 1
+
+    def _changed(self, found: Sequence[Tensor | None], change: Change) -> Sequence[Tensor | None]:
+        reached = {name: slope for name, slope in zip(self._names, found, strict=True) if slope is not None}
+        changed = change(reached)
+        return [changed[name] if name in reached else None for name in self._names]
 
     def _begin(self, *, flat: bool) -> Optimizer:
         if not flat:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from polyfed.data.prefetch import ahead
 from polyfed.data.samples import Batch, Samples
+from polyfed.engine.adaptive import stepwise
 from polyfed.engine.batching import Rule, Trial, signature, trial
 from polyfed.engine.descent import Descent
 from polyfed.engine.logged import LoggedMeans
 from polyfed.engine.minibatches import StackedBatches, batches, epoch_orders, steps_of
 from polyfed.engine.resident import Resident
 from polyfed.engine.stacked import fit_stacked
-from polyfed.method.protocol import Embed, Fit, Fitted, Gradient, Measure, Objective, Request
+from polyfed.method.protocol import Adaptive, Embed, Fit, Fitted, Gradient, Measure, Objective, Request
 from polyfed.model.architecture import Architecture, Tensors, component_of
 from polyfed.rng import Key, seeded
 from polyfed.scenario.federation import Card
@@ -142,6 +143,8 @@ class Trainer:
         against = self.rule.against(model)
         if against is not None:
             return against, untried
+        if isinstance(group[0].request.objective, Adaptive):
+            return "the objective has a memory, or changes gradients", untried
         if len(group) == 1 and self.rule.width(model) == 1:
             return "engine.batching_memory holds one client only", untried
         if len(group) == 1:
@@ -174,8 +177,8 @@ class Trainer:
         model.train_only(moving)
         set_mode(model, training=True)
         with seeded(*key, "module", device=self.device), self.computing():
-            steps, numbers = self._descend(model, moving, request, key)
-        return Fitted({**request.start, **model.snapshot(moving)}, steps, numbers)
+            steps, numbers, memory = self._descend(model, moving, request, key)
+        return Fitted({**request.start, **model.snapshot(moving)}, steps, numbers, memory)
 
     def _moving(self, model: Resident, components: tuple[str, ...], request: Fit) -> list[str]:
         """Name the parameters that a fit moves."""
@@ -185,16 +188,17 @@ class Trainer:
 
     def _descend(
         self, model: Resident, moving: list[str], request: Fit, key: tuple[Key, ...]
-    ) -> tuple[int, dict[str, float]]:
+    ) -> tuple[int, dict[str, float], Tensors]:
         recipe, extra = request.recipe, self._moved(request.extra)
         logged = LoggedMeans()
         parts = batches(len(request.data), recipe.epochs, recipe.batch_size, key)
         descent = Descent(model, moving, recipe, len(parts))
+        objective = stepwise(request, key, self.device)
         for batch, positions in zip(self._batches(request.data, parts, request.active), parts, strict=True):
-            loss, scalars = request.objective(model, batch, extra)
-            descent.step(loss)
+            loss, scalars, change = objective(model, batch, extra)
+            descent.step(loss, change)
             logged.add({"loss": loss, **scalars}, len(positions))
-        return len(parts), logged.means()
+        return len(parts), logged.means(), objective.memory
 
     @torch.no_grad()
     def measure(self, card: Card, request: Measure) -> dict[str, float]:

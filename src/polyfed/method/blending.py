@@ -142,7 +142,7 @@ class Blended:
     def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
         """Return the loss () and, to be logged, the losses of the fused head.
 
-        Those of the others are left out: they are not the server's business, and would take a tenth of a small step.
+        Those of the others are left out: what they say of a client's modalities is not the server's business.
         """
         outputs = model(batch)
         logged: Logged = {}

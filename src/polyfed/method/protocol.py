@@ -179,6 +179,26 @@ the length of the batch, so that batches may be padded and clients stacked.
 """
 
 
+class Adaptive:
+    """A base for objectives with a memory from one step to the next, or that change gradients before they are used.
+
+    Fits with such an objective are never stacked.
+    """
+
+    def __call__(self, model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged]:
+        """Return what the first step would."""
+        loss, logged, _ = self.loss(model, batch, extra, {})
+        return loss, logged
+
+    def loss(self, model: Model, batch: Batch, extra: Groups, memory: Tensors) -> tuple[Tensor, Logged, Tensors]:
+        """Return the loss (), what is logged, and the memory for the next step."""
+        raise NotImplementedError
+
+    def gradients(self, gradients: Tensors, memory: Tensors, generator: torch.Generator) -> Tensors:
+        """Return the gradients to use, by parameter name, given those of the loss and the memory just returned."""
+        return gradients
+
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -215,7 +235,7 @@ class Fit:
     Only ``active`` modalities are used; only parameters of components that these and the client's tasks call for move,
     and of those only the ones in ``trains`` (component names; None means all of them). ``extra`` holds constants of the
     objective, such as a proximal anchor. What is drawn for a fit depends on its ``purpose`` and on how many of the same
-    purpose came before it in the exchange, on no other request.
+    purpose came before it in the exchange, on no other request. ``memory`` is what an adaptive objective starts with.
     """
 
     objective: Objective
@@ -226,15 +246,20 @@ class Fit:
     trains: frozenset[str] | None = None
     extra: Groups = field(default_factory=dict)
     purpose: str = "request"
+    memory: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Parameters after a fit (all names of ``start``), optimiser steps taken and means of the logged scalars."""
+    """Parameters after a fit (all names of ``start``), optimiser steps taken and means of the logged scalars.
+
+    ``memory`` is what an adaptive objective ended with.
+    """
 
     parameters: Tensors
     steps: int
     numbers: Mapping[str, float]
+    memory: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
