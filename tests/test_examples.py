@@ -110,6 +110,44 @@ def deadly(monkeypatch: pytest.MonkeyPatch, dead: Path) -> None:
     monkeypatch.setattr(Trainer, "answer", fatal)
 
 
+PAPERS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.yaml"))
+QUICK = {"data.limit": 400, "data.size": 16, "scenario.partition.minimum": 2, "select.clients": 2}
+ONE_EACH = (
+    "bmsfed/av_mnist_dirichlet",
+    "bmsfed/cg_mnist_iid",
+    "bmsfed/uci_har_iid",
+    "fedhgb/av_mnist_a",
+    "fedhgb/uci_har_c",
+)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_experiments_of_papers_load_as_they_stand(name: str) -> None:
+    experiment = config.load(EXAMPLES / name)
+    folder, stem = name.removesuffix(".yaml").split("/")
+    assert experiment.name in (stem, f"{folder}_{stem}")
+    assert experiment.method.name == folder
+    assert (EXAMPLES / name).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_experiments_of_papers_run(name: str) -> None:
+    if not Path(os.environ.get("POLYFED_DATA", "nowhere")).is_dir():
+        pytest.skip("POLYFED_DATA names no folder of downloaded sets")
+    known = config.load(EXAMPLES / f"{name}.yaml").resolved
+    quick = {key: value for key, value in QUICK.items() if key.split(".")[-1] in lookup(known, key)}
+    result = polyfed.run(config.load(EXAMPLES / f"{name}.yaml", {**quick, "rounds": 1, "train.batch_size": 256}))
+    assert result.summary["rounds"] == 1
+    assert all(client["metrics"] for client in result.summary["clients"])
+
+
+def lookup(resolved: Any, key: str) -> Any:
+    """Return the section of a resolved experiment in which a key would be."""
+    for part in key.split(".")[:-1]:
+        resolved = resolved[part]
+    return resolved
+
+
 def test_own_files_are_made_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["make_own_files.py", "own_files"])
     runpy.run_path(str(EXAMPLES / "make_own_files.py"), run_name="__main__")

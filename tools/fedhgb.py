@@ -10,17 +10,27 @@ docs/results/fedhgb.notes.md.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import torch
+from sweep import (
+    SEEDS,
+    Found,
+    Plan,
+    Records,
+    Sweep,
+    curve,
+    finals,
+    in_percent,
+    round_seconds,
+    server_accuracies,
+    table,
+    validation_accuracy,
+)
 
 import polyfed
 from polyfed.experiment import config
@@ -28,11 +38,9 @@ from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import build_world
 from polyfed.report.agreement import correlation_within
 from polyfed.report.convergence import convergence_rounds, rounds_to
-from polyfed.report.history import Curve
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples" / "fedhgb"
-SEEDS = (0, 1, 2)
 RATES = (0.01, 0.03, 0.1, 0.3)
 TUNED_ON = "mixed"
 CASES = {"a": "A", "mixed": "Mixed-B", "2m": "2M-B", "1m": "1M-B", "c": "C"}
@@ -87,20 +95,6 @@ Slides of the INFOCOM 2022 talk, V@1 in percent. Data, models and clients are ot
 """
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One run."""
-
-    dataset: str
-    case: str
-    label: str
-    changes: Mapping[str, object]
-
-    def with_(self, **changes: object) -> Plan:
-        named = {key.replace("__", "."): value for key, value in changes.items()}
-        return Plan(self.dataset, self.case, self.label, {**self.changes, **named})
-
-
 def contenders(dataset: str, case: str) -> Iterator[Plan]:
     """Every method, and FedAvg on each modality alone."""
     for label, changes in METHODS.items():
@@ -108,25 +102,6 @@ def contenders(dataset: str, case: str) -> Iterator[Plan]:
     for modality in MODALITIES[dataset]:
         changes = {"method.name": "fedavg", "scenario.keep": [modality]}
         yield Plan(dataset, case, f"only {modality}", changes)
-
-
-def results_of(plan: Plan, runs: Path) -> dict[str, Any]:
-    """Train, unless the same experiment was trained before, and return what the tables need."""
-    named = "-".join(f"{key}={value}" for key, value in sorted(plan.changes.items()) if key in ("seed", "train.lr"))
-    file = runs / f"{plan.dataset}-{plan.case}-{plan.label.replace(' ', '_')}-{named}.json"
-    experiment = experiment_of(plan)
-    key = sha256(json.dumps(experiment.resolved, sort_keys=True).encode()).hexdigest()
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text())
-        if found.get("experiment") == key:
-            return found
-    records: list[Mapping[str, Any]] = []
-    polyfed.run(experiment, observers=[records.append])
-    found = {**digest(records, TASK[plan.dataset]), "experiment": key}
-    runs.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found))
-    print(file.name, f"accuracy {final(found):.3f}", flush=True)
-    return found
 
 
 def experiment_of(plan: Plan) -> Experiment:
@@ -140,19 +115,8 @@ def experiment_of(plan: Plan) -> Experiment:
     return experiment if holders >= int(str(wanted)) else experiment.with_({"select.clients": holders})
 
 
-def digest(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+def digest(plan: Plan, records: Records) -> Found:
     """Keep of the records what the tables and pictures need."""
-    server = [
-        (record["round"], record["metrics"][task]["accuracy"])
-        for record in records
-        if record["kind"] == "server_evaluation"
-    ]
-    last = max((record["round"] for record in records if record["kind"] == "round"), default=0)
-    validation = [
-        record["metrics"][task]["accuracy"]
-        for record in records
-        if record["kind"] == "evaluation" and record["split"] == "validation" and record["round"] == last
-    ]
     gaps = {
         (record["round"], record["client"]): (record["notes"]["gap.fused"], record["notes"]["held_out.fused"])
         for record in records
@@ -170,52 +134,27 @@ def digest(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         for name, value in record.get("notes", {}).items():
             if name.startswith("blend."):
                 blends.setdefault(name.removeprefix("blend."), []).append(value)
-    seconds = sorted(record["seconds"] for record in records if record["kind"] == "round")
+    task = TASK[plan.dataset]
     return {
-        "server": server,
-        "validation": mean(validation),
+        "server": server_accuracies(records, task),
+        "validation": validation_accuracy(records, task),
         "pairs": pairs,
         "blends": {name: mean(values) for name, values in blends.items()},
-        "seconds": seconds[len(seconds) // 2] if seconds else 0.0,
+        "seconds": round_seconds(records),
     }
 
 
-def curve(found: Mapping[str, Any]) -> Curve:
-    """Return the accuracy of the global model after training began."""
-    points = [(number, value) for number, value in found["server"] if number > 0]
-    return Curve(tuple(number for number, _ in points), tuple(value for _, value in points))
-
-
-def final(found: Mapping[str, Any]) -> float:
-    """Return the mean accuracy of the last five evaluations."""
-    return mean(curve(found).values[-5:])
-
-
-def tuned(dataset: str, runs: Path) -> dict[str, float]:
-    """Return each contender's learning rate: the best in validation accuracy in one case, with seed 0."""
-    chosen = {}
-    for plan in contenders(dataset, TUNED_ON):
-        scores = {rate: results_of(plan.with_(seed=0, train__lr=rate), runs)["validation"] for rate in RATES}
-        chosen[plan.label] = max(RATES, key=lambda rate: (scores[rate], -rate))
-    return chosen
-
-
-Found = dict[tuple[str, str], list[dict[str, Any]]]
+AllFound = dict[tuple[str, str], list[Found]]
 """Case and label -> what each seed found."""
 
 
-def measured(dataset: str, rates: Mapping[str, float], runs: Path) -> Found:
+def measured(dataset: str, rates: Mapping[str, float], sweep: Sweep) -> AllFound:
     """Run every case, contender and seed."""
     return {
-        (case, plan.label): [results_of(plan.with_(seed=seed, train__lr=rates[plan.label]), runs) for seed in SEEDS]
+        (case, plan.label): sweep.seeds(plan, rates[plan.label])
         for case in DATASETS[dataset]
         for plan in contenders(dataset, case)
     }
-
-
-def in_percent(values: Sequence[float]) -> str:
-    """Write mean ± standard deviation over seeds, in percent."""
-    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
 
 
 def rounds_text(values: Sequence[int | None]) -> str:
@@ -224,32 +163,26 @@ def rounds_text(values: Sequence[int | None]) -> str:
     return f"{mean(known):.0f}" if len(known) == len(values) and known else "–"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown; the first column holds words."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def accuracy_table(dataset: str, found: Found) -> str:
+def accuracy_table(dataset: str, found: AllFound) -> str:
     """Top-1 accuracy by method and case; the best federated method of a case is bold."""
     cases = DATASETS[dataset]
-    best = {case: max(FEDERATED, key=lambda label: mean(map(final, found[case, label]))) for case in cases}
+    best = {case: max(FEDERATED, key=lambda label: mean(finals(found[case, label]))) for case in cases}
     unimodal = [f"only {modality}" for modality in MODALITIES[dataset]]
     rows = []
     for label in [*METHODS, *unimodal]:
-        texts = [in_percent([final(each) for each in found[case, label]]) for case in cases]
+        texts = [in_percent(finals(found[case, label])) for case in cases]
         rows.append(
             [label, *(f"**{text}**" if best[case] == label else text for case, text in zip(cases, texts, strict=True))]
         )
     best_unimodal = []
     for case in cases:
-        winner = max(unimodal, key=lambda label: mean(map(final, found[case, label])))
-        best_unimodal.append(in_percent([final(each) for each in found[case, winner]]))
+        winner = max(unimodal, key=lambda label: mean(finals(found[case, label])))
+        best_unimodal.append(in_percent(finals(found[case, winner])))
     rows.append(["best uni-modal", *best_unimodal])
     return table(["", *(CASES[case] for case in cases)], rows)
 
 
-def rounds_table(dataset: str, found: Found) -> str:
+def rounds_table(dataset: str, found: AllFound) -> str:
     """Rounds to convergence by method and case, and how far FedHGB is ahead of the fastest other and C-GB of M-GB."""
     cases, federated = DATASETS[dataset], FEDERATED
     needed = {
@@ -262,31 +195,31 @@ def rounds_table(dataset: str, found: Found) -> str:
     ahead = [min(mean(needed[case, label]) for label in others) - mean(needed[case, "FedHGB"]) for case in cases]
     rows.append(["ΔCR: fastest other − FedHGB", *(f"{value:+.0f}" for value in ahead)])
     rows.append(["ΔCR: M-GB − C-GB", *(f"{mean(needed[c, 'M-GB']) - mean(needed[c, 'C-GB']):+.0f}" for c in cases)])
-    goal = {case: 0.95 * mean(map(final, found[case, "FedAvg"])) for case in cases}
+    goal = {case: 0.95 * mean(finals(found[case, "FedAvg"])) for case in cases}
     for label in federated:
         texts = [rounds_text([rounds_to(curve(each), goal[case]) for each in found[case, label]]) for case in cases]
         rows.append([f"to 95 % of FedAvg's end: {label}", *texts])
     return table(["", *(CASES[case] for case in cases)], rows)
 
 
-def modalities_table(dataset: str, rates: Mapping[str, float], runs: Path) -> str:
+def modalities_table(dataset: str, rates: Mapping[str, float], sweep: Sweep) -> str:
     """Accuracy with ever more modalities, of one model on all data and of FedAvg (the slides' Table I)."""
     rows = []
     names = MODALITIES[dataset]
     for chosen in (held for size in range(1, len(names) + 1) for held in combinations(names, size)):
-        found = {}
+        found: dict[str, list[Found]] = {}
         for label in ("centralized", "FedAvg"):
             keep = {} if len(chosen) == len(names) else {"scenario.keep": list(chosen)}
             named = label if not keep else f"{label}-{'-'.join(chosen)}"
             plan = Plan(dataset, TUNED_ON, named, {**METHODS[label], **keep})
-            found[label] = [results_of(plan.with_(seed=seed, train__lr=rates[label]), runs) for seed in SEEDS]
+            found[label] = sweep.seeds(plan, rates[label])
         rounds = [convergence_rounds(curve(each)) for each in found["FedAvg"]]
-        accuracies = [in_percent([final(each) for each in found[label]]) for label in ("centralized", "FedAvg")]
+        accuracies = [in_percent(finals(found[label])) for label in ("centralized", "FedAvg")]
         rows.append([" + ".join(chosen), *accuracies, rounds_text(rounds)])
     return table(["modalities", "centralized", "FedAvg", "FedAvg: rounds"], rows)
 
 
-def weights_table(dataset: str, found: Found) -> str:
+def weights_table(dataset: str, found: AllFound) -> str:
     """What blending did: mean weights of the heads, and the correlation of clients' weights with their losses."""
     cases = DATASETS[dataset]
     heads = [*MODALITIES[dataset], "fused"]
@@ -310,6 +243,7 @@ def weights_table(dataset: str, found: Found) -> str:
 
 def page(runs: Path, datasets: Sequence[str]) -> str:
     """Run everything and return the page."""
+    sweep = Sweep(runs, experiment_of, digest)
     chosen = "" if list(datasets) == list(DATASETS) else f" --datasets {' '.join(datasets)}"
     parts = [
         "# FedHGB: gradient blending under modality skew",
@@ -322,8 +256,8 @@ def page(runs: Path, datasets: Sequence[str]) -> str:
         "apart on UCI-HAR, four on AV-MNIST).",
     ]
     for dataset in datasets:
-        rates = tuned(dataset, runs)
-        found = measured(dataset, rates, runs)
+        rates = sweep.tuned(contenders(dataset, TUNED_ON), RATES)
+        found = measured(dataset, rates, sweep)
         parts += [
             f"## {dataset}",
             "### Accuracy",
@@ -331,7 +265,7 @@ def page(runs: Path, datasets: Sequence[str]) -> str:
             "### Rounds",
             rounds_table(dataset, found),
             f"### More modalities ({CASES[TUNED_ON]})",
-            modalities_table(dataset, rates, runs),
+            modalities_table(dataset, rates, sweep),
             "### What blending did",
             weights_table(dataset, found),
             "Learning rates chosen: " + ", ".join(f"{label} {rate:g}" for label, rate in rates.items()) + ".",

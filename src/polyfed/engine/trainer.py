@@ -173,7 +173,7 @@ class Trainer:
         model.load(request.start)
         moving = self._moving(model, components, request)
         if not moving:
-            return Fitted(request.start, 0, {})
+            return Fitted(request.start, 0, {}, request.memory)
         model.train_only(moving)
         set_mode(model, training=True)
         with seeded(*key, "module", device=self.device), self.computing():
@@ -198,7 +198,8 @@ class Trainer:
             loss, scalars, change = objective(model, batch, extra)
             descent.step(loss, change)
             logged.add({"loss": loss, **scalars}, len(positions))
-        return len(parts), logged.means(), objective.memory
+        memory = {name: value.cpu() for name, value in objective.memory.items()}
+        return len(parts), logged.means(), memory
 
     @torch.no_grad()
     def measure(self, card: Card, request: Measure) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polyfed.method.agm import agm
 from polyfed.method.bmsfed import bmsfed, fedproto, pmr
 from polyfed.method.classic import (
     centralized,
@@ -19,7 +20,10 @@ from polyfed.method.classic import (
 from polyfed.method.fedattn import fedattn
 from polyfed.method.fedhgb import fedhgb
 from polyfed.method.fednova import fednova
+from polyfed.method.modality_drop import modality_drop
+from polyfed.method.ogm_ge import ogm_ge
 from polyfed.method.protocol import Method
+from polyfed.method.scaffold import scaffold
 from polyfed.registry import Registry
 
 # A builder is called as ``builder(context, **options)``.
@@ -39,6 +43,10 @@ METHODS.add("fedhgb", fedhgb)
 METHODS.add("bmsfed", bmsfed)
 METHODS.add("fedproto", fedproto)
 METHODS.add("pmr", pmr)
+METHODS.add("ogm-ge", ogm_ge)
+METHODS.add("agm", agm)
+METHODS.add("modality-drop", modality_drop)
+METHODS.add("scaffold", scaffold)
 
 # Methods that train on the pooled federation instead of exchanging anything.
 POOLED = frozenset({"centralized"})

@@ -49,6 +49,19 @@ def cost(distances: Distances, chosen: Sequence[int]) -> float:
     return float(usable(distances)[:, list(chosen)].min(axis=1).sum())
 
 
+def represented(distances: Distances, chosen: Sequence[int]) -> list[int]:
+    """Return for how many clients each of the chosen ones stands: those to which it is the nearest of them.
+
+    Each stands for itself; of several that are equally near the first one does. Nobody stands for unknown clients.
+    """
+    nearest = usable(distances)[:, list(chosen)].argmin(axis=1)
+    nearest[list(chosen)] = range(len(chosen))
+    counted = ~np.isnan(distances.diagonal())
+    counted[list(chosen)] = True
+    stands_for: list[int] = np.bincount(nearest[counted], minlength=len(chosen)).tolist()
+    return stands_for
+
+
 def enough(count: int, size: int) -> int:
     """Return the usual number of candidates per step, max(K, ⌊N / 10⌋)."""
     return max(size, count // 10)
@@ -58,10 +71,11 @@ def stochastic_greedy(distances: Distances, size: int, candidates: int, draw: Dr
     """Choose ``size`` clients one by one, each the best of ``candidates`` drawn anew from those not yet chosen."""
     columns, nearest = usable(distances), nearest_yet(len(distances))
     chosen: list[int] = []
+    left = list(range(len(distances)))
     while len(chosen) < min(size, len(distances)):
-        left = [place for place in range(len(distances)) if place not in chosen]
         place = best(columns, nearest, draw(left, min(candidates, len(left))))
         chosen.append(place)
+        left.remove(place)
         nearest = np.minimum(nearest, columns[:, place])
     return chosen
 
@@ -116,20 +130,19 @@ def balanced_greedy(
     covered = covered_weak = nearest_yet(len(whole))
     multi: list[int] = []
     uni: list[int] = []
+    left = list(range(len(whole)))
     while len(multi) + len(uni) < min(size, len(whole)):
-        left = [place for place in range(len(whole)) if place not in multi and place not in uni]
         drawn = draw(left, min(candidates, len(left)))
         first = best(columns, covered, drawn)
         able = [place for place in drawn if owners[place]]
         second = best(weak, covered_weak, able) if able else first
         same = first == second and rule != "code"
-        if able and not same and ratios[second] > threshold:
-            uni.append(second)
-            covered_weak = np.minimum(covered_weak, weak[:, second])
-            continue
-        place = second if rule == "slides_literal" else first
-        multi.append(place)
-        covered = np.minimum(covered, columns[:, place])
-        if share_cover:
+        alone = bool(able) and not same and bool(ratios[second] > threshold)
+        place = second if alone or rule == "slides_literal" else first
+        (uni if alone else multi).append(place)
+        left.remove(place)
+        if not alone:
+            covered = np.minimum(covered, columns[:, place])
+        if alone or share_cover:
             covered_weak = np.minimum(covered_weak, weak[:, place])
     return multi, uni

@@ -99,6 +99,23 @@ class Uniform(Everyone):
         return whole_cohort(roster, [ids[place] for place in places.tolist()]), memory
 
 
+@dataclass(frozen=True)
+class InTurn(Everyone):
+    """``clients`` of them in turn, by id, with all their modalities; after the last one comes the first again.
+
+    Nothing is remembered: round r begins after the (r − 1) · ``clients`` places of the rounds before it.
+    """
+
+    clients: int
+
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
+        """Take those whose turn it is."""
+        yield from ()
+        check_size(self.clients, roster)
+        ids, first = ids_of(roster), (clock.round - 1) * self.clients
+        return whole_cohort(roster, [ids[(first + place) % len(ids)] for place in range(self.clients)]), memory
+
+
 PerRound = Annotated[int, Field(ge=1, description="clients per round")]
 
 
@@ -110,3 +127,8 @@ def everyone() -> Selector:
 def uniform(*, clients: PerRound = 10) -> Selector:
     """A fixed number of clients drawn without replacement, all equally likely (McMahan et al., 2017)."""
     return Uniform(clients)
+
+
+def round_robin(*, clients: PerRound = 10) -> Selector:
+    """A fixed number of clients in turn, by id; after the last one comes the first again."""
+    return InTurn(clients)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from polyfed.errors import UserError
 from polyfed.method.companion import Asked
-from polyfed.method.facility import Draw, enough, lazy_greedy, stochastic_greedy, usable
+from polyfed.method.facility import Draw, enough, lazy_greedy, represented, stochastic_greedy
 from polyfed.method.protocol import Clock, Cohort, Conversation, Groups, Reducer, Reply
 from polyfed.method.select import Draft, Everyone, PerRound, Selector, Weigh, check_size, ids_of, whole_cohort
 from polyfed.method.updates import Track, blank, distances, remembered
@@ -62,9 +62,11 @@ class Renewal:
         return tuple(self.clients)
 
     def add(self, client: ClientId, reply: Reply) -> None:
-        """Take one reply in."""
+        """Take one reply in; where nothing was trained, nothing is learnt."""
         self.clients.append(client)
-        after = reply.tensors.get("parameters", {})
+        after = reply.tensors.get("parameters")
+        if after is None:
+            return
         for name in self.tracks(client):
             vector = self.kinds[name].vector(self.asked.parameters, after, len(self.asked.roster))
             self.new.setdefault(name, {})[client] = vector
@@ -120,10 +122,9 @@ class Diverse(Everyone):
             chosen = stochastic_greedy(found, self.clients, candidates, drawing(clock))
         ids = ids_of(roster)
         if self.shares == "represented":
-            places = sorted(chosen)
-            nearest = usable(found)[:, places].argmin(axis=1)
-            stands_for = np.bincount(nearest, minlength=len(places)).tolist()
-            memory = {**memory, WEIGHTS: weights_of([ids[place] for place in places], stands_for)}
+            stands_for = represented(found, chosen)
+            held = {str(ids[place]): torch.tensor(float(n)) for place, n in zip(chosen, stands_for, strict=True)}
+            memory = {**memory, WEIGHTS: held}
         return whole_cohort(roster, [ids[place] for place in chosen]), memory
 
     def reweighed(self, memory: Groups, weigh: Weigh) -> Weigh:
@@ -131,11 +132,6 @@ class Diverse(Everyone):
         if self.shares == "examples":
             return weigh
         return lambda card, reply: memory[WEIGHTS][str(card.id)].item() if reply.examples else 0.0
-
-
-def weights_of(clients: Sequence[ClientId], numbers: Sequence[int]) -> Tensors:
-    """Return numbers () by client."""
-    return {str(client): torch.tensor(float(value)) for client, value in zip(clients, numbers, strict=True)}
 
 
 def divfl(
@@ -152,4 +148,6 @@ def divfl(
     ] = "examples",
 ) -> Selector:
     """DivFL (Balakrishnan et al., ICLR 2022): clients whose last updates are near to everybody's."""
+    if greedy == "full" and candidates is not None:
+        raise UserError(f"select.candidates: {candidates}, but select.greedy full looks at all clients; leave one out")
     return Diverse(clients, greedy, candidates, fresh, start_epochs, shares)

@@ -14,8 +14,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from polyfed.errors import UserError
 from polyfed.method.facility import Distances
 from polyfed.method.protocol import Groups
+from polyfed.method.select import ids_of
 from polyfed.model.architecture import Tensors
 from polyfed.rng import torch_generator
 from polyfed.scenario.federation import ClientId, Roster
@@ -23,8 +25,8 @@ from polyfed.scenario.federation import ClientId, Roster
 EXACT = 2 * 10**8
 """Numbers up to which the updates of all clients are kept as they are; beyond, sketches of them are."""
 
-SKETCH = 65_536
-"""Entries of a sketch: distances between sketches are right to about 1 / sqrt(entries / 2), under one per cent."""
+SKETCH = 16_384
+"""Entries of a sketch: a distance between sketches has a standard error of at most 1 / sqrt(2 · entries), 0.6 %."""
 
 CHUNK = 2**22
 """Numbers that are multiplied at a time."""
@@ -59,29 +61,43 @@ class Track:
             (before[name] - after[name]).flatten() if name in after else before[name].new_zeros(size)
             for name, size in zip(self.names, self.sizes, strict=True)
         ]
-        update = torch.cat(pieces) if pieces else torch.zeros(0)
+        update = torch.cat(pieces)
         return sketch(update) if clients * self.size > EXACT and self.size > SKETCH else update
 
 
 @lru_cache(maxsize=4)
-def hashing(size: int) -> tuple[Tensor, Tensor]:
-    """Return a bucket and a sign for each of so many numbers."""
+def hashing(size: int) -> tuple[Tensor, list[int]]:
+    """Return a sign for each of so many numbers, and a shift for each piece of them."""
     generator = torch_generator("count sketch", size)
-    buckets = torch.randint(SKETCH, (size,), generator=generator)
-    return buckets, torch.randint(2, (size,), generator=generator).float() * 2 - 1
+    signs = torch.randint(2, (size,), generator=generator).float() * 2 - 1
+    shifts: list[int] = torch.randint(SKETCH, (math.ceil(size / SKETCH),), generator=generator).tolist()
+    return signs, shifts
 
 
 def sketch(vector: Tensor) -> Tensor:
     """Return a count sketch (Charikar et al., 2002): numbers are added up, with random signs, in random buckets.
 
-    Sums and differences of sketches are sketches of sums and differences, and lengths are kept in the mean.
+    Sums and differences of sketches are sketches of sums and differences, and squared lengths are kept in the mean. The
+    vector is cut into pieces as long as the sketch, and each is added turned round by a random number of places: two
+    numbers meet with the probability 1 / entries, or never, and that is all that the error bound needs. It is far
+    faster than a bucket drawn for each number.
     """
-    buckets, signs = hashing(len(vector))
-    return torch.zeros(SKETCH).index_add_(0, buckets, vector * signs)
+    signs, shifts = hashing(len(vector))
+    found = torch.zeros(SKETCH)
+    for piece, shift in zip(torch.split(vector * signs, SKETCH), shifts, strict=True):
+        ahead = min(len(piece), SKETCH - shift)
+        found[shift : shift + ahead] += piece[:ahead]
+        found[: len(piece) - ahead] += piece[ahead:]
+    return found
 
 
 def blank(tracks: Mapping[str, Track], clients: int) -> Groups:
-    """Return a memory in which nothing is known."""
+    """Return a memory in which nothing is known; raises UserError if there is nothing to compare."""
+    if not all(track.size for track in tracks.values()):
+        raise UserError(
+            "select.name: this selection compares the updates that clients send, and there are none: the method shares "
+            "no parameters, or a modality's encoder has none"
+        )
     squares = {name: torch.full((clients, clients), math.nan, dtype=torch.float64) for name in tracks}
     return {SQUARES: squares, **{name: {} for name in tracks}}
 
@@ -97,15 +113,15 @@ def remembered(memory: Groups, track: str, new: Mapping[ClientId, Tensor], roste
     if not new:
         return memory
     vectors = {**memory[track], **{str(client): vector for client, vector in new.items()}}
-    ids = [client for client in sorted(roster) if str(client) in vectors]
-    places = {client: place for place, client in enumerate(sorted(roster))}
-    rows = squared_distances([new[client] for client in new], [vectors[str(client)] for client in ids])
-    columns = torch.tensor([places[client] for client in ids])
+    places = {client: place for place, client in enumerate(ids_of(roster)) if str(client) in vectors}
+    columns = torch.tensor(list(places.values()))
+    rows = squared_distances(list(new.values()), [vectors[str(client)] for client in places])
     squares = memory[SQUARES][track].clone()
     for client, row in zip(new, rows, strict=True):
-        squares[places[client], columns] = row
-        squares[columns, places[client]] = row
-        squares[places[client], places[client]] = 0.0
+        place = places[client]
+        squares[place, columns] = row
+        squares[columns, place] = row
+        squares[place, place] = 0.0
     return {**memory, track: vectors, SQUARES: {**memory[SQUARES], track: squares}}
 
 

@@ -32,8 +32,10 @@ def participation_card(run: RunData, palette: Palette) -> Card | None:
         return Card("Who took part", text, (_exact_map(run, clients, rounds, palette),), legend, wide=True)
     names = used_modalities(run, palette)
     several = len(names) > 1
-    text = "The darker, the larger the share of a block of clients that took part in a span of rounds"
-    text += ", in the colour of the modalities that most of them used." if several else "."
+    share = "the larger the share of a block of clients that took part in a span of rounds"
+    text = f"The darker, {share}."
+    if several:
+        text = f"The stronger the colour, {share}; it is that of the modalities that most of them used."
     legend = tuple(Chip(whole(name), palette.colours[name]) for name in names) if several else ()
     note = (
         f"{plural(len(clients), 'client')} and {plural(len(rounds), 'round')} are too many for one cell each: "

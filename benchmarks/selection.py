@@ -1,0 +1,140 @@
+"""What one selection costs the server: 1,000 clients of a model of 1,000,000 parameters, on one core.
+
+A selection is choosing the cohort and, after its training, renewing what is remembered of its members' updates.
+``python -m benchmarks.selection`` prints seconds and memory as JSON; it is a process of its own so that memory can be
+read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.fold import peak_and_now
+from polyfed.engine.drive import drive
+from polyfed.method.balance import BALANCE, RATIOS
+from polyfed.method.companion import Asked
+from polyfed.method.protocol import Clock, Cohort, Groups, Order, Reply
+from polyfed.method.select import Selector, whole_cohort
+from polyfed.method.selections import SELECTORS
+from polyfed.scenario.federation import Card
+
+CLIENTS = 1_000
+PER_ROUND = (10, 100)
+MODALITIES = ("audio", "image")
+SHAPES: Mapping[str, tuple[int, ...]] = {
+    "encoder.audio.weight": (700, 700),
+    "encoder.image.weight": (700, 700),
+    "head.label.weight": (10, 2_000),
+}
+WAYS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "divfl": ("divfl", {}),
+    "divfl, full greedy": ("divfl", {"greedy": "full"}),
+    "bms": ("bms", {}),
+}
+DIRECTIONS = 8
+
+
+class Federation:
+    """Cards, and replies whose updates are mixtures of a few directions: to make new noise would take longest."""
+
+    def __init__(self, clients: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.roster = {k: Card(k, f"client {k}", MODALITIES, ("label",), 50) for k in range(clients)}
+        self.parameters = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        self._mixes = torch.randn(clients, DIRECTIONS, generator=generator)
+        self._directions = {
+            name: torch.randn(DIRECTIONS, *shape, generator=generator) for name, shape in shapes.items()
+        }
+
+    def reply(self, client: int) -> Reply:
+        """Return what a client would send."""
+        after = {name: value + self._update(name, client) for name, value in self.parameters.items()}
+        return Reply(50, {"parameters": after, BALANCE: {RATIOS: torch.tensor([1.0 + client % 3])}})
+
+    def _update(self, name: str, client: int) -> Tensor:
+        directions = self._directions[name]
+        return (self._mixes[client] @ directions.flatten(1)).view(directions.shape[1:])
+
+
+def unasked(cohort: Cohort) -> dict[int, Order]:
+    """These selections ask nobody before they choose."""
+    raise AssertionError("nobody is asked")
+
+
+def renewed(selector: Selector, memory: Groups, cohort: Cohort, held: Federation, starting: bool) -> Groups:
+    """Feed the cohort's replies to what remembers them. The time to make them does not count; see ``spent``."""
+    reducer = selector.watch(memory, Asked(held.parameters, cohort, held.roster, starting))
+    for client in cohort:
+        reply = held.reply(client)
+        started = time.perf_counter()
+        reducer.add(client, reply)
+        spent.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    found = reducer.finish()
+    spent.append(time.perf_counter() - started)
+    return found
+
+
+spent: list[float] = []
+"""Seconds of the pieces of a renewal."""
+
+
+def taken() -> float:
+    """Return the seconds spent since this was last asked."""
+    seconds = sum(spent)
+    spent.clear()
+    return seconds
+
+
+def measure_one(selector: Selector, held: Federation, repeats: int) -> dict[str, Any]:
+    """Time the start-up pass and some selections after it; memory is what is kept, and the most that was used."""
+    _, before = peak_and_now()
+    everybody = whole_cohort(held.roster, held.roster)
+    memory = renewed(selector, selector.begin(held.parameters, held.roster), everybody, held, starting=True)
+    start, choosing, renewing = taken(), [], []
+    for number in range(1, repeats + 1):
+        started = time.perf_counter()
+        cohort, memory = drive(selector.choose(unasked, memory, held.roster, Clock(0, number, repeats)), unasked)
+        choosing.append(time.perf_counter() - started)
+        memory = renewed(selector, memory, cohort, held, starting=False)
+        renewing.append(taken())
+    kept = sum(value.numel() * value.element_size() for group in memory.values() for value in group.values())
+    return {
+        "start": start,
+        "choose": median(choosing),
+        "renew": median(renewing),
+        "kept": kept,
+        "extra": peak_and_now()[0] - before,
+    }
+
+
+def measure(
+    repeats: int, clients: int = CLIENTS, shapes: Mapping[str, tuple[int, ...]] = SHAPES
+) -> list[dict[str, Any]]:
+    """Measure every way to select."""
+    held = Federation(clients, shapes)
+    rows = []
+    for label, (name, options) in WAYS.items():
+        for count in PER_ROUND:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+            selector = SELECTORS.build(name, {"clients": min(count, clients), **options})
+            rows.append({"name": label, "clients": count, **measure_one(selector, held, repeats)})
+    return rows
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5)))
+
+
+if __name__ == "__main__":
+    main()
