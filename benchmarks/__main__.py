@@ -3,6 +3,7 @@
 workloads    W1 many small clients, W2 few large ones, W3 a tiny model, W4 six unlike groups of clients
 reduction    averaging 50 replies of a 22-million-parameter model
 checkpoint   W1 with a checkpoint every round against none
+selection    divfl and bms among 1,000 clients of a model of 1,000,000 parameters
 scaling      over clients per round, registered clients, parameters and workers
 gpu          W1 and a transformer, batched against one by one, on a GPU
 performance  everything but gpu; writes docs/performance.md and its pictures
@@ -22,7 +23,7 @@ from benchmarks.race import ROOT, BenchmarkError
 from benchmarks.system import W4
 
 WORKLOADS = ("W1", "W2", "W3", W4)
-OTHERS = ("reduction", "checkpoint", "scaling", "blending", "gpu", "performance")
+OTHERS = ("reduction", "checkpoint", "scaling", "selection", "blending", "gpu", "performance")
 EXAMPLES = """\
 examples:
   python -m benchmarks                        # W1 to W4
@@ -73,7 +74,7 @@ def measured_now(what: Sequence[str], given: argparse.Namespace) -> dict[str, An
         if name in WORKLOADS:
             found["workloads"].append(measure.workload(name, effort, installed if name != W4 else ()))
             keep(found, given.json)
-    for name in ("reduction", "checkpoint", "scaling"):
+    for name in ("reduction", "checkpoint", "scaling", "selection"):
         if name in what:
             found[name] = getattr(measure, name)(effort)
             keep(found, given.json)
@@ -118,6 +119,8 @@ def shown(found: dict[str, Any], device: str) -> list[tables.Table]:
         made.append(tables.checkpoint_table(found["checkpoint"]))
     if "scaling" in found:
         made += tables.scaling_tables(found["scaling"])
+    if "selection" in found:
+        made.append(tables.selection_table(found["selection"]))
     if "blending" in found:
         made.append(tables.blending_table(found["blending"]))
     if isinstance(found.get("gpu"), list):
@@ -133,7 +136,7 @@ def chosen(given: argparse.Namespace, command: argparse.ArgumentParser) -> list[
         if name not in (*WORKLOADS, *OTHERS):
             command.error(f"there is no {name!r}; choose from {', '.join([*WORKLOADS, *OTHERS])}")
     if "performance" in given.what:
-        return list(dict.fromkeys([*given.what, *WORKLOADS, "reduction", "checkpoint", "scaling"]))
+        return list(dict.fromkeys([*given.what, *WORKLOADS, "reduction", "checkpoint", "scaling", "selection"]))
     return list(given.what) or list(WORKLOADS)
 
 

@@ -77,6 +77,15 @@ bare loop of its own run: ratios to that loop.
 | Flower 1.41 simulation (Ray), two actors | 2.36 | 0.73 | 48 | 14.5 s | 2202 MB |
 """
 
+SELECTING = """\
+`divfl` and `bms` remember an update of every client and compare them all. One selection is choosing the cohort and,
+after its training, renewing what is remembered of it; times are those of the processor (one core, double precision).
+Of a model of 1,000,000 parameters and 1,000 clients not the updates themselves are kept but sketches of 16,384 numbers,
+which is what "remembered" counts; it is part of the state, so every checkpoint holds it too. `bms` keeps three per
+client: of all encoders, and of each. The start-up pass, once per run, takes in the updates of all clients; the time to
+train them is not in it. "Peak" is the most memory in use beyond what the process had before.
+"""
+
 CURVES = {
     "cohort": ("Clients per round", "clients per round", "seconds per round"),
     "registered": ("Registered clients, 50 of them per round", "registered clients", "seconds per round"),
@@ -138,6 +147,9 @@ def page(measured: Values) -> str:
     if "checkpoint" in measured:
         sections += ["## Checkpoints", "W1, five rounds per turn; the ratio is to no checkpoints."]
         sections.append(tables.checkpoint_table(measured["checkpoint"]).markdown())
+    if "selection" in measured:
+        table = tables.selection_table(measured["selection"])
+        sections += ["## Selecting clients by their updates", SELECTING.strip(), f"{table.title}:", table.markdown()]
     sections += ["## Other systems", OTHERS.strip()]
     return "\n\n".join(sections) + "\n"
 

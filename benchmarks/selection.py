@@ -1,6 +1,7 @@
 """What one selection costs the server: 1,000 clients of a model of 1,000,000 parameters, on one core.
 
 A selection is choosing the cohort and, after its training, renewing what is remembered of its members' updates.
+Times are those of the processor, so a machine that is busy with other things changes them little.
 ``python -m benchmarks.selection`` prints seconds and memory as JSON; it is a process of its own so that memory can be
 read.
 """
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.engine import as_the_command_line
 from benchmarks.fold import peak_and_now
 from polyfed.engine.drive import drive
 from polyfed.method.balance import BALANCE, RATIOS
 from polyfed.method.companion import Asked
-from polyfed.method.protocol import Clock, Cohort, Groups, Order, Reply
+from polyfed.method.protocol import Ask, Clock, Cohort, Groups, Order, Reply
 from polyfed.method.select import Selector, whole_cohort
 from polyfed.method.selections import SELECTORS
 from polyfed.scenario.federation import Card
@@ -67,53 +69,50 @@ class Federation:
 
 def unasked(cohort: Cohort) -> dict[int, Order]:
     """These selections ask nobody before they choose."""
+    raise AssertionError("no orders are wanted")
+
+
+def nobody(wanted: Ask) -> None:
+    """As they ask nobody, nobody answers."""
     raise AssertionError("nobody is asked")
 
 
-def renewed(selector: Selector, memory: Groups, cohort: Cohort, held: Federation, starting: bool) -> Groups:
-    """Feed the cohort's replies to what remembers them. The time to make them does not count; see ``spent``."""
-    reducer = selector.watch(memory, Asked(held.parameters, cohort, held.roster, starting))
+def renewed(
+    selector: Selector, memory: Groups, cohort: Cohort, held: Federation, starting: bool
+) -> tuple[Groups, float]:
+    """Feed the cohort's replies to what remembers them; return that and the seconds, without those to make replies."""
+    reducer, spent = selector.watch(memory, Asked(held.parameters, cohort, held.roster, starting)), 0.0
     for client in cohort:
         reply = held.reply(client)
-        started = time.perf_counter()
+        started = time.process_time()
         reducer.add(client, reply)
-        spent.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    found = reducer.finish()
-    spent.append(time.perf_counter() - started)
-    return found
-
-
-spent: list[float] = []
-"""Seconds of the pieces of a renewal."""
-
-
-def taken() -> float:
-    """Return the seconds spent since this was last asked."""
-    seconds = sum(spent)
-    spent.clear()
-    return seconds
+        spent += time.process_time() - started
+    started = time.process_time()
+    return reducer.finish(), spent + time.process_time() - started
 
 
 def measure_one(selector: Selector, held: Federation, repeats: int) -> dict[str, Any]:
-    """Time the start-up pass and some selections after it; memory is what is kept, and the most that was used."""
+    """Time the start-up pass and some selections after it; bytes are those kept, and the most in use at a time."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     _, before = peak_and_now()
     everybody = whole_cohort(held.roster, held.roster)
-    memory = renewed(selector, selector.begin(held.parameters, held.roster), everybody, held, starting=True)
-    start, choosing, renewing = taken(), [], []
+    memory = selector.begin(held.parameters, held.roster)
+    memory, start = renewed(selector, memory, everybody, held, starting=True)
+    choosing, renewing = [], []
     for number in range(1, repeats + 1):
-        started = time.perf_counter()
-        cohort, memory = drive(selector.choose(unasked, memory, held.roster, Clock(0, number, repeats)), unasked)
-        choosing.append(time.perf_counter() - started)
-        memory = renewed(selector, memory, cohort, held, starting=False)
-        renewing.append(taken())
+        started = time.process_time()
+        chosen = selector.choose(unasked, memory, held.roster, Clock(0, number, repeats))
+        cohort, memory = drive(chosen, nobody)
+        choosing.append(time.process_time() - started)
+        memory, seconds = renewed(selector, memory, cohort, held, starting=False)
+        renewing.append(seconds)
     kept = sum(value.numel() * value.element_size() for group in memory.values() for value in group.values())
     return {
         "start": start,
         "choose": median(choosing),
         "renew": median(renewing),
         "kept": kept,
-        "extra": peak_and_now()[0] - before,
+        "peak": peak_and_now()[0] - before,
     }
 
 
@@ -125,13 +124,13 @@ def measure(
     rows = []
     for label, (name, options) in WAYS.items():
         for count in PER_ROUND:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
             selector = SELECTORS.build(name, {"clients": min(count, clients), **options})
             rows.append({"name": label, "clients": count, **measure_one(selector, held, repeats)})
     return rows
 
 
 def main() -> None:
+    as_the_command_line()
     torch.set_num_threads(1)
     print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5)))
 

@@ -101,6 +101,18 @@ def reduction_table(measured: Values) -> Table:
     return Table(title, ["way", "time", "extra memory (models)"], rows)
 
 
+def selection_table(measured: Sequence[Values]) -> Table:
+    """Selections among many clients."""
+    rows = []
+    for row in measured:
+        total = row["choose"] + row["renew"]
+        times = (row["choose"], row["renew"], total)
+        cells = [row["name"], str(row["clients"]), *(f"{value:.3f} s" for value in times), verdict(total < 1)]
+        rows.append([*cells, f"{row['start']:.1f} s", megabytes(row["kept"]), megabytes(row["peak"])])
+    head = ["selection", "per round", "choose", "renew", "both", "< 1 s", "start-up", "remembered", "peak"]
+    return Table("One selection among 1,000 clients of 1,000,000 parameters, seconds of one core", head, rows)
+
+
 def blending_table(measured: Values) -> Table:
     """A round of FedHGB beside one of FedAvg."""
     rows = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from polyfed.report.figures import group_legend
 from polyfed.report.page import write_report
 from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
@@ -111,3 +112,25 @@ def test_many_rounds_are_put_together(make_run: Make, tmp_path: Path) -> None:
     _, heats = drawn(chosen(make_run(tmp_path / "run", clients=3, rounds=301, evaluate=False), roles))
     assert all(len(heat["x"]) <= SPANS for heat in heats)
     assert all(heat["x"][:2] == [1, 4] for heat in heats)
+
+
+def test_sets_of_modalities_that_nobody_holds_have_no_legend_where_clients_are_judged(
+    make_run: Make, tmp_path: Path
+) -> None:
+    data = load_run(chosen(make_run(tmp_path / "run", clients=5, rounds=4, fraction=1.0, evaluate=False), roles))
+    palette = group_palette(data)
+    assert set(palette.colours) == {"audio", "audio+image"} and palette.fleeting == {"audio"}
+    assert [chip.label for chip in group_legend(palette)] == ["audio+image"]
+    assert [chip.label for chip in group_legend(palette, fleeting=True)] == ["all clients", "audio", "audio+image"]
+
+
+def test_who_was_asked_only_to_prepare_a_round_did_not_take_part(make_run: Make, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", clients=5, rounds=4, fraction=1.0)
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    first = next(json.loads(line) for line in lines if '"kind": "client"' in line)
+    aside = {**first, "round": 1, "step": "start", "aside": True, "client": 77}
+    (folder / "records.jsonl").write_text("\n".join([*lines, json.dumps(aside)]) + "\n")
+    before, after = load_run(make_run(tmp_path / "other", clients=5, rounds=4, fraction=1.0)), load_run(folder)
+    assert after.history.active == before.history.active
+    assert after.history.training == before.history.training
+    assert sum(after.history.up.values()) == sum(before.history.up.values()) + sum(first["bytes"]["up"].values())

@@ -204,7 +204,7 @@ class Loop:
         exchange = simulator.exchanger(clock)
 
         def noted(wanted: Any) -> Any:
-            asked.extend(wanted.orders)
+            asked.extend(() if wanted.aside else wanted.orders)
             return exchange(wanted)
 
         def record(said: Note) -> None:

@@ -135,7 +135,7 @@ class Simulator:
         accepted, refused_before = 0, len(self.refused)
         self._checklists.clear()
         for answer, norms in self._answers(wanted.orders, clock, number):
-            reply = self._received(answer, norms, wanted.orders[answer.client], clock, number)
+            reply = self._received(answer, norms, wanted, clock, number)
             if reply is None:
                 continue
             accepted += 1
@@ -189,8 +189,9 @@ class Simulator:
             self._checklists[key] = order, Checklist(order, card, self.screening.largest_growth)
         return self._checklists[key][1]
 
-    def _received(self, answer: Answer, norms: Norms | None, order: Order, clock: Clock, number: int) -> Reply | None:
+    def _received(self, answer: Answer, norms: Norms | None, wanted: Ask, clock: Clock, number: int) -> Reply | None:
         """Screen, count and record one reply; None if it is lost or refused."""
+        order = wanted.orders[answer.client]
         card, checklist = self.federation.cards[answer.client], self._checklist(answer.client, order)
         self.bytes["down"] += checklist.down_total
         reply, broken = opened(answer, self.deliver(clock.round, answer.client, answer.reply))
@@ -217,6 +218,7 @@ class Simulator:
                 "round": clock.round,
                 "exchange": number,
                 "step": order.step,
+                **({"aside": True} if wanted.aside else {}),
                 "client": answer.client,
                 "modalities": sorted(order.active),
                 "examples": reply.examples,

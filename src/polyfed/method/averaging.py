@@ -156,7 +156,7 @@ class Averaging:
         alike = {id(order): starting(order, max(wanted)) for order in orders.values()}
         select, companion = parts
         reducer = Together(select.watch(state.selection, asked), companion.watch(state.companion, asked))
-        remembered, kept = yield from fold({k: alike[id(order)] for k, order in orders.items()}, reducer)
+        remembered, kept = yield from fold({k: alike[id(order)] for k, order in orders.items()}, reducer, aside=True)
         return replace(state, selection=remembered, companion=kept)
 
     def orders(self, state: AveragingState, roster: Roster, chosen: Cohort) -> dict[ClientId, Order]:

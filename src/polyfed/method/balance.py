@@ -6,7 +6,7 @@ ECCV 2024, and the authors' code, which takes the ratio of nearest-prototype acc
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from polyfed.method.protocol import Embed, Expected, Expects, Groups, Request, e
 from polyfed.method.prototypes import class_means, class_sums, nearest
 from polyfed.method.training import Local, Trained, Training
 from polyfed.model.architecture import Tensors
-from polyfed.scenario.federation import Card
+from polyfed.scenario.federation import Card, Roster
 
 BALANCE, RATIOS = "balance", "ratios"
 """The group and the tensor of a reply that hold a client's ratios."""
@@ -48,10 +48,12 @@ class Portrait:
         return torch.tensor([first / other for other in others], dtype=torch.float32)
 
 
-def portrait(training: Training, tasks: Mapping[str, Task], parameters: Tensors) -> Generator[Request, Any, Portrait]:
-    """Embed all of a client's training samples and find prototypes and accuracies of every modality it owns."""
+def portrait(
+    training: Training, tasks: Mapping[str, Task], parameters: Tensors, modalities: Collection[str] | None = None
+) -> Generator[Request, Any, Portrait]:
+    """Embed all of a client's training samples and find prototypes and accuracies of its modalities (default: all)."""
     card, data = training.client.card, training.client.train
-    features = yield from embed(Embed(parameters, data, frozenset(card.modalities)))
+    features = yield from embed(Embed(parameters, data, frozenset(modalities or card.modalities)))
     means: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     right, seen = dict.fromkeys(features, 0), dict.fromkeys(features, 0)
@@ -81,6 +83,14 @@ def classified(card: Card, tasks: Mapping[str, Task]) -> list[str]:
             f"{card.name}: class prototypes need a classification task; its tasks are {', '.join(card.tasks) or 'none'}"
         )
     return found
+
+
+def kinds(roster: Roster) -> list[Card]:
+    """Return a card of each kind of client: the first with these modalities and tasks."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], Card] = {}
+    for card in roster.values():
+        found.setdefault((card.modalities, card.tasks), card)
+    return list(found.values())
 
 
 def check_classified(tasks: Mapping[str, Task], method: str) -> None:

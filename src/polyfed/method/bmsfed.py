@@ -25,6 +25,7 @@ from polyfed.method.balance import (
     classified,
     expected_balance,
     key_of,
+    kinds,
     portrait,
     whole_model,
 )
@@ -50,7 +51,8 @@ Ratio = Literal["batch", "client"]
 class Enhance:
     """Train with the enhancement loss of global prototypes; report the trained model's own prototypes and ratios.
 
-    In a start-up pass the client's own prototypes under the received model are used and reported.
+    Where there are no global ones, as in a start-up pass, the client's own under the received model are used; a
+    start-up pass also reports these.
     """
 
     objective: Enhanced
@@ -60,10 +62,13 @@ class Enhance:
         """Train one client."""
         if training.starting:
             return (yield from self._start(training))
+        prototypes = training.groups.get(PROTOTYPES)
         ratios = training.personal.get(BALANCE, {}).get(RATIOS)
-        if self.objective.by_client and ratios is None:
-            ratios = (yield from self._portrait(training, training.start)).ratios
-        trained = yield from self._fit(training, training.groups[PROTOTYPES], ratios)
+        compares = self.objective.by_client and len(training.active) > 1
+        if prototypes is None or (compares and ratios is None):
+            own = yield from self._portrait(training, training.start)
+            prototypes, ratios = prototypes or own.means, own.ratios if ratios is None else ratios
+        trained = yield from self._fit(training, prototypes, ratios)
         after = yield from self._portrait(training, trained.parameters)
         return reported(trained, after, keeps=self.objective.by_client)
 
@@ -79,11 +84,13 @@ class Enhance:
         return (yield from portrait(training, self.tasks, whole_model(training, parameters)))
 
     def _fit(self, training: Training, prototypes: Tensors, ratios: Tensor | None) -> Generator[Request, Any, Trained]:
-        far: dict[str, Tensor] = {}
-        if self.objective.by_client and ratios is not None:
-            found = behind(ratios, training.client.card.modalities)
-            far = {name: torch.tensor(found[name], dtype=torch.float32) for name in sorted(training.active)}
-        return (yield from enhanced_fit(self.objective, training, prototypes, far))
+        compared: dict[str, Tensor] = {}
+        if self.objective.by_client:
+            # Of a client that uses one modality the ratios do not matter.
+            owned = training.client.card.modalities
+            found = dict.fromkeys(owned, 1.0) if ratios is None else behind(ratios, owned)
+            compared = {name: torch.tensor(found[name], dtype=torch.float32) for name in sorted(training.active)}
+        return (yield from enhanced_fit(self.objective, training, prototypes, compared))
 
 
 def reported(trained: Trained, found: Portrait, *, keeps: bool) -> Trained:
@@ -112,7 +119,7 @@ class EnhanceAlone:
         epochs, current, trained = training.recipe.epochs, training, Trained(training.start, {"steps": 0.0})
         for number in range(epochs):
             once = replace(current, recipe=replace(training.recipe, epochs=1))
-            own = yield from portrait(once, self.tasks, whole_model(once, once.start))
+            own = yield from portrait(once, self.tasks, once.start, once.active)
             now = yield from enhanced_fit(self.objective, once, own.means, {}, f"epoch {number}")
             steps = trained.numbers["steps"] + now.numbers["steps"]
             trained = replace(now, numbers={**now.numbers, "steps": steps})
@@ -121,11 +128,11 @@ class EnhanceAlone:
 
 
 def enhanced_fit(
-    objective: Enhanced, training: Training, prototypes: Tensors, behind: Tensors, purpose: str = "request"
+    objective: Enhanced, training: Training, prototypes: Tensors, compared: Tensors, purpose: str = "request"
 ) -> Generator[Request, Any, Trained]:
-    """Fit with prototypes of the modalities in use."""
+    """Fit with prototypes of the modalities in use; ``compared`` () tells how far each of these is behind."""
     used = {name: held for name, held in prototypes.items() if name.split(".", 1)[0] in training.active}
-    extra = {PROTOTYPES: used, **({BEHIND: behind} if behind else {})}
+    extra = {PROTOTYPES: used, **({BEHIND: compared} if compared else {})}
     fitted = yield from fit(
         Fit(objective, training.start, training.data, training.recipe, training.active, None, extra, purpose)
     )
@@ -133,6 +140,19 @@ def enhanced_fit(
 
 
 # ---------------------------------------------------------------------------------------------- server
+
+
+@dataclass(frozen=True)
+class Classified(Unaccompanied):
+    """Nothing travels beside the parameters, but clients must have a classification task."""
+
+    tasks: Mapping[str, Task]
+
+    def begin(self, initial: Tensors, roster: Roster) -> Groups:
+        """Keep nothing; raises UserError for a client without a classification task."""
+        for card in kinds(roster):
+            classified(card, self.tasks)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -156,8 +176,8 @@ class Prototypes(Unaccompanied):
         return 0 if clock.round == 1 else None
 
     def begin(self, initial: Tensors, roster: Roster) -> Groups:
-        """Nothing is known yet."""
-        keys = {key: shape for card in roster.values() for key, shape in self._shapes(card).items()}
+        """Nothing is known yet; raises UserError for a client without a classification task."""
+        keys = {key: shape for card in kinds(roster) for key, shape in self._shapes(card).items()}
         return {PROTOTYPES: {key: torch.zeros(keys[key]) for key in sorted(keys)}}
 
     def _shapes(self, card: Card) -> dict[str, tuple[int, int]]:
@@ -180,7 +200,7 @@ class Prototypes(Unaccompanied):
 
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
         """Average what is reported."""
-        return ClassMeans(held[PROTOTYPES])
+        return ClassMeans(held[PROTOTYPES], asked.roster)
 
 
 @dataclass
@@ -188,6 +208,7 @@ class ClassMeans:
     """Σ_k n_kc c_kc / Σ_k n_kc for each class, over the clients that know it."""
 
     before: Tensors
+    roster: Roster
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: dict[str, Tensor] = field(default_factory=dict)
     clients: list[ClientId] = field(default_factory=list)
@@ -201,7 +222,7 @@ class ClassMeans:
         """Take one reply in; a client cannot count more samples than it is said to have."""
         self.clients.append(client)
         for key, means in reply.tensors[PROTOTYPES].items():
-            counts = reply.tensors[COUNTS][key.split(".", 1)[1]].double().clamp(0, reply.examples)
+            counts = reply.tensors[COUNTS][key.split(".", 1)[1]].double().clamp(0, self.roster[client].examples)
             counts = torch.where(known(means), counts, 0.0)
             sums = means.double() * counts[:, None]
             self.sums[key] = self.sums[key] + sums if key in self.sums else sums
@@ -270,4 +291,4 @@ def pmr(
     """
     check_classified(context.tasks, "pmr")
     local = EnhanceAlone(Enhanced(enhancement, "weakest", coefficient), context.tasks, rounds)
-    return Averaging(context, local=local, missing=missing)
+    return Averaging(context, local=local, missing=missing, companion=Classified(context.tasks))

@@ -112,8 +112,8 @@ class Together:
 
     @property
     def counted(self) -> tuple[ClientId, ...]:
-        """Clients whose replies were added to the first reducer."""
-        return self._reducers[0].counted
+        """Clients whose replies one of the reducers counted."""
+        return tuple(sorted({client for reducer in self._reducers for client in reducer.counted}))
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in."""

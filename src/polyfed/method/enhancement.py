@@ -39,9 +39,10 @@ class Enhanced:
 
     For features z and prototypes c: p(c | x) = softmax of −‖z − c‖ over the known classes, and the loss is the mean of
     −log p(y | x) over samples of known classes. With ``which`` weakest it is that of the modality with the smallest
-    mean p(y | x) in the batch, if that is strictly below the largest, of the only one where one is in use, and
-    ``coefficient`` clip multiplies it by min(1, ratio − 1), the ratio being largest over smallest.
-    ``by_client``: modalities are compared by ``extra["behind"]`` instead of by the batch.
+    mean p(y | x) in the batch, if that is strictly below the largest, and ``coefficient`` clip multiplies it by
+    min(1, ratio − 1), the ratio being largest over smallest; modalities that no counted sample has are not compared.
+    Where one modality is in use it is that one's, in full. ``by_client``: modalities are compared by
+    ``extra["behind"]`` instead of by the batch.
     """
 
     strength: float = 1.0
@@ -67,7 +68,7 @@ class Enhanced:
         if self.by_client:
             return {name: extra[BEHIND][name] for name in scores}
         largest = torch.stack(list(scores.values())).amax(0)
-        return {name: largest / score for name, score in scores.items()}
+        return {name: torch.where(score > 0, largest / score, 0.0) for name, score in scores.items()}
 
 
 def modality_losses(
@@ -75,7 +76,7 @@ def modality_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return by modality the enhancement loss () and, cut from the graph, the mean of p(y | x) ().
 
-    Only labelled samples that have the modality, and of whose class a prototype is known, count.
+    Only labelled samples that have the modality, and of whose class a prototype is known, count; both are 0 without.
     """
     losses, scores = {}, {}
     for modality in sorted(outputs.features):
@@ -84,17 +85,18 @@ def modality_losses(
         counted = batch.labelled[task] & batch.present[modality] & known(held)[target]
         own = log_probabilities(outputs.features[modality], held).gather(1, target[:, None]).squeeze(1)
         own = torch.where(counted, own, 0.0)
-        samples = counted.sum().clamp(min=1)
-        losses[modality] = -own.sum() / samples
-        right = torch.where(counted, own.detach().exp(), 0.0).sum() / samples
-        scores[modality] = right.clamp(min=SMALLEST)
+        samples = counted.sum()
+        losses[modality] = -own.sum() / samples.clamp(min=1)
+        right = torch.where(counted, own.detach().exp(), 0.0).sum() / samples.clamp(min=1)
+        scores[modality] = torch.where(samples > 0, right.clamp(min=SMALLEST), 0.0)
     return losses, scores
 
 
 def weights(behind: Mapping[str, Tensor], which: Which, coefficient: Coefficient) -> dict[str, Tensor]:
     """Return how much each modality's loss () counts: 1 or 0, with ``clip`` anything between.
 
-    ``behind`` () is how far each is behind the best; equally weak ones: the first counts, none where all are equal.
+    ``behind`` () is how far each is behind the best, 0 where it is not compared. Of equally weak ones the first counts,
+    and none where all are equal.
     """
     names = list(behind)
     if which == "all" or len(names) == 1:

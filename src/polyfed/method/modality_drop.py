@@ -11,7 +11,7 @@ from pydantic import Field
 
 from polyfed.data.schema import Task
 from polyfed.method.averaging import Averaging, Components, Context
-from polyfed.method.balance import check_classified, portrait, whole_model
+from polyfed.method.balance import check_classified, portrait
 from polyfed.method.classic import MissingRule
 from polyfed.method.combine import Mean, MeanOverHolders, Weigh
 from polyfed.method.protocol import Clock, Reducer, Reply, Request
@@ -23,10 +23,10 @@ UNTRAINED = "untrained."
 """What the numbers of a reply begin with that name components which the client was sent but did not train."""
 
 
-def still_trained(accuracies: Mapping[str, float], threshold: float) -> frozenset[str]:
-    """Name the modalities that are trained: those at most ``threshold`` times as accurate as the weakest."""
-    weakest = min(accuracies.values())
-    return frozenset(name for name, accuracy in accuracies.items() if accuracy <= threshold * weakest)
+def too_far_ahead(accuracies: Mapping[str, float], threshold: float) -> frozenset[str]:
+    """Name the modalities that are more than ``threshold`` times as accurate as the weakest."""
+    weakest = min(accuracies.values(), default=0.0)
+    return frozenset(name for name, accuracy in accuracies.items() if accuracy > threshold * weakest)
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,32 @@ class Drop:
 
     def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
         """Train one client."""
-        classifies = any(self.tasks[task].kind == "classification" for task in training.client.card.tasks)
-        if len(training.active) < 2 or not classifies:
+        card = training.client.card
+        if len(training.active) < 2 or not any(self.tasks[task].kind == "classification" for task in card.tasks):
             return (yield from Descend()(training))
-        found = yield from portrait(half(training), self.tasks, whole_model(training, training.start))
-        active = still_trained({name: found.accuracies[name] for name in training.active}, self.threshold)
+        active = training.active - (yield from self._dropped(training))
         data = training.client.train.holding(active)
         trained = yield from Descend()(replace(training, active=active, data=data))
-        tasks = training.client.card.tasks
-        dropped = set(self.components(training.active, tasks)) - set(self.components(active, tasks))
-        untrained = {f"{UNTRAINED}{component}": 1.0 for component in sorted(dropped)}
-        return replace(trained, numbers={**trained.numbers, **untrained})
+        idle = set(self.components(training.active, card.tasks)) - set(self.components(active, card.tasks))
+        return replace(trained, numbers={**trained.numbers, **{f"{UNTRAINED}{name}": 1.0 for name in sorted(idle)}})
+
+    def _dropped(self, training: Training) -> Generator[Request, Any, frozenset[str]]:
+        """Find the modalities not to train; one of which there is no sample in the half is not judged."""
+        measured = half(training)
+        found = yield from portrait(measured, self.tasks, training.start)
+        present = measured.client.train.present
+        judged = {name: value for name, value in found.accuracies.items() if bool(present[name].any())}
+        return too_far_ahead(judged, self.threshold)
 
 
 def half(training: Training) -> Training:
-    """Return the training of a client that has only half of its samples, rounded up."""
+    """Return the training of a client that has only half of its samples, rounded up, and the active modalities."""
     client = training.client
     generator = training.clock.generator("modality drop", client.card.id)
     count = len(client.train)
     kept = torch.randperm(count, generator=generator)[: (count + 1) // 2].sort().values
-    return replace(training, client=Client.of(client.card, client.train.take(kept), client.validation, client.test))
+    card = replace(client.card, modalities=tuple(sorted(training.active)))
+    return replace(training, client=Client.of(card, client.train.take(kept), client.validation, client.test))
 
 
 class MeanOverTrainers:

@@ -65,10 +65,10 @@ def check_classification(tasks: Mapping[str, Task], method: str) -> None:
 
 @dataclass(frozen=True)
 class Modulated:
-    """Minimise an adaptive objective where a client trains with several modalities, in the first ``rounds`` (None: all).
+    """Minimise an adaptive objective where a client trains with several modalities; otherwise train as usual.
 
-    Otherwise it trains as usual. With ``keeps`` the objective's memory stays with the client from round to round, as
-    its personal group of that name.
+    Only in the first ``rounds``, unless that is None. With ``keeps`` the objective's memory stays with the client from
+    round to round, as its personal group of that name.
     """
 
     objective: Adaptive

@@ -108,9 +108,13 @@ Orders = Mapping[ClientId, Order]
 
 @dataclass(frozen=True)
 class Ask:
-    """Send orders and gather every reply, by client; refused and lost replies are missing."""
+    """Send orders and gather every reply, by client; refused and lost replies are missing.
+
+    ``aside``: this only prepares the round; whoever is asked does not thereby take part in it.
+    """
 
     orders: Orders
+    aside: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,15 @@ class Note:
 Conversation = Generator[Ask | Note, Any, T]
 
 
-def ask(orders: Orders) -> Conversation[dict[ClientId, Reply]]:
+def ask(orders: Orders, *, aside: bool = False) -> Conversation[dict[ClientId, Reply]]:
     """Exchange orders for all replies: ``replies = yield from ask(orders)``."""
-    replies: dict[ClientId, Reply] = yield Ask(orders)
+    replies: dict[ClientId, Reply] = yield Ask(orders, aside=aside)
     return replies
 
 
-def fold(orders: Orders, reducer: Reducer[A]) -> Conversation[A]:
+def fold(orders: Orders, reducer: Reducer[A], *, aside: bool = False) -> Conversation[A]:
     """Exchange orders for a reduced value: ``total = yield from fold(orders, reducer)``."""
-    total: A = yield Fold(orders, reducer)
+    total: A = yield Fold(orders, reducer, aside=aside)
     return total
 
 

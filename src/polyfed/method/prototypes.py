@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AT_ZERO = 1e-12
-"""Added to squared distances, so that the gradient of their root is finite at zero."""
+AT_ZERO = 1e-6
+"""Added to squared distances, so that the gradient of their root is finite at zero, and small where a difference is
+nothing but rounding: a client's only sample of a class lies on the client's own prototype."""
 
 
 def class_sums(features: Tensor, labels: Tensor, counted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def known(prototypes: Tensor) -> Tensor:
 
 
 def distances(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Return Euclidean distances, not squared: sqrt(‖z − c‖² + 1e-12).
+    """Return Euclidean distances, not squared: sqrt(‖z − c‖² + 1e-6).
 
     features (samples, width), prototypes (classes, width) -> (samples, classes), finite also for unknown classes. They
     are computed from the differences: the expanded square loses all digits where z is near c.

@@ -17,7 +17,7 @@ from polyfed.method.classic import MissingRule
 from polyfed.method.companion import Asked, Unaccompanied
 from polyfed.method.fednova import local_norm
 from polyfed.method.objective import supervised
-from polyfed.method.protocol import Expects, Fit, Groups, Model, Reducer, Reply, Request, expected, fit
+from polyfed.method.protocol import Expects, Fit, Fitted, Groups, Model, Reducer, Reply, Request, expected, fit
 from polyfed.method.training import Trained, Training
 from polyfed.model.architecture import Tensors, component_of
 from polyfed.model.losses import Logged
@@ -43,8 +43,7 @@ def corrected(model: Model, batch: Batch, extra: Groups) -> tuple[Tensor, Logged
     return loss + correction, {**logged, "correction": correction.detach()}
 
 
-@dataclass(frozen=True)
-class Steered:
+def steered(training: Training) -> Generator[Request, Any, Trained]:
     """Train with c − c_k added to every gradient; then c_k becomes the mean gradient of the training just done.
 
     c_k+ = c_k − c + (w_received − w) / (lr ‖a‖₁), where a tells how much each step counts (``fednova.local_norm``): the
@@ -52,27 +51,27 @@ class Steered:
     clips the corrected gradient; weight decay counts as part of the gradient. A client keeps c_k of what it does not
     train, and all of it if it took no step.
     """
+    server, held = training.groups[CONTROL], training.personal.get(CONTROL, {})
+    own = {name: held.get(name, torch.zeros_like(value)) for name, value in server.items()}
+    extra = {
+        "anchor": {name: training.received[name] for name in server},
+        "correction": {name: value - own[name] for name, value in server.items()},
+    }
+    fitted = yield from fit(
+        Fit(corrected, training.start, training.data, training.recipe, training.active, extra=extra)
+    )
+    changes = control_changes(training, fitted, server)
+    kept = {**held, **{name: own[name] + change for name, change in changes.items()}}
+    numbers = {**fitted.numbers, "steps": float(fitted.steps)}
+    return Trained(fitted.parameters, numbers, {CONTROL: kept}, {CONTROL: changes})
 
-    def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
-        """Train one client."""
-        server, held = training.groups[CONTROL], training.personal.get(CONTROL, {})
-        own = {name: held.get(name, torch.zeros_like(value)) for name, value in server.items()}
-        extra = {
-            "anchor": {name: training.received[name] for name in server},
-            "correction": {name: value - own[name] for name, value in server.items()},
-        }
-        request = Fit(corrected, training.start, training.data, training.recipe, training.active, extra=extra)
-        fitted = yield from fit(request)
-        work = training.recipe.lr * local_norm(training.recipe, fitted.steps)
-        changes = {
-            name: (training.received[name] - fitted.parameters[name]) / work - value
-            if fitted.steps
-            else torch.zeros_like(value)
-            for name, value in server.items()
-        }
-        kept = {**held, **{name: own[name] + change for name, change in changes.items()}}
-        numbers = {**fitted.numbers, "steps": float(fitted.steps)}
-        return Trained(fitted.parameters, numbers, {CONTROL: kept}, {CONTROL: changes})
+
+def control_changes(training: Training, fitted: Fitted, server: Tensors) -> dict[str, Tensor]:
+    """Return c_k+ − c_k = (w_received − w) / (lr ‖a‖₁) − c by parameter; zeros where no step was taken."""
+    if not fitted.steps:
+        return {name: torch.zeros_like(value) for name, value in server.items()}
+    work = training.recipe.lr * local_norm(training.recipe, fitted.steps)
+    return {name: (training.received[name] - fitted.parameters[name]) / work - value for name, value in server.items()}
 
 
 @dataclass(frozen=True)
@@ -167,4 +166,4 @@ def scaffold(
             "be told from local training with sgd only; set train.optimizer: sgd"
         )
     companion = Controls(context.components, control)
-    return Averaging(context, local=Steered(), missing=missing, companion=companion)
+    return Averaging(context, local=steered, missing=missing, companion=companion)

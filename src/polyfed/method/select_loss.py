@@ -104,7 +104,7 @@ class LargestLoss(Everyone):
         if self.estimate == "last":
             losses = memory[LOSSES][LAST].numpy()[places]
         else:
-            replies = yield from ask(judged(draft(whole_cohort(roster, [ids[place] for place in places]))))
+            replies = yield from ask(judged(draft(whole_cohort(roster, [ids[place] for place in places]))), aside=True)
             answers = (replies.get(ids[place]) for place in places)
             losses = np.array([-math.inf if reply is None else reply.numbers[LOSS] for reply in answers])
         order = np.lexsort((generator.random(count), -losses))

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from polyfed.errors import UserError
 from polyfed.method.facility import Distances
@@ -127,12 +128,11 @@ def remembered(memory: Groups, track: str, new: Mapping[ClientId, Tensor], roste
 
 def squared_distances(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
     """Return the squared Euclidean distances (rows, columns) between vectors, in float64."""
-    products = torch.zeros(len(rows), len(columns), dtype=torch.float64)
-    lengths = torch.zeros(len(rows), 1, dtype=torch.float64), torch.zeros(len(columns), dtype=torch.float64)
+    found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
     step = max(1, CHUNK // (len(rows) + len(columns)))
     for start in range(0, len(columns[0]), step):
         left, right = (torch.stack([one[start : start + step] for one in side]).double() for side in (rows, columns))
-        products += left @ right.t()
-        lengths[0].add_(left.square().sum(1, keepdim=True))
-        lengths[1].add_(right.square().sum(1))
-    return (lengths[0] + lengths[1] - 2 * products).clamp_(min=0)
+        found.addmm_(left, right.t(), alpha=-2)
+        found += vecdot(left, left)[:, None]
+        found += vecdot(right, right)
+    return found.clamp_(min=0)

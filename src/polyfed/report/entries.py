@@ -57,6 +57,7 @@ class ClientRecord(Entry):
     round: Count
     exchange: Count = 0
     step: str
+    aside: bool = False
     client: int
     modalities: tuple[str, ...] = ()
     examples: Count = 0

@@ -18,10 +18,14 @@ BASELINE = "the baseline"
 UP, DOWN = "#4B5F82", "#A7B4CC"
 
 
-def group_legend(palette: Palette, *, overall: bool = True) -> tuple[Chip, ...]:
-    """Return the legend of the modality groups, with the mean over all clients where it is drawn."""
-    everyone = (Chip("all clients", "currentColor", "all"),) if overall and len(palette.colours) > 1 else ()
-    return (*everyone, *(Chip(whole(name), colour, name) for name, colour in palette.colours.items()))
+def group_legend(palette: Palette, *, overall: bool = True, fleeting: bool = False) -> tuple[Chip, ...]:
+    """Return the legend of the modality groups, with the mean over all clients where it is drawn.
+
+    ``fleeting``: also of sets of modalities that clients only took part with at times.
+    """
+    shown = {name: colour for name, colour in palette.colours.items() if fleeting or name not in palette.fleeting}
+    everyone = (Chip("all clients", "currentColor", "all"),) if overall and len(shown) > 1 else ()
+    return (*everyone, *(Chip(whole(name), colour, name) for name, colour in shown.items()))
 
 
 # ------------------------------------------------------------------------------------------------ metrics
@@ -69,7 +73,7 @@ def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette)
             name = f"{label(group)}, {label(split)}"
             line = {"color": colour, "dash": dash, "width": 2}
             yield _shown_curve(curve, metric, name=name, legendgroup=group, line=line, **look)
-    if len(palette.colours) > 1:
+    if len(palette.colours) - len(palette.fleeting) > 1:
         curve = run.history.metric(task, metric, split)
         name, line = f"all clients, {label(split)}", {"dash": dash, "width": 3}
         yield _shown_curve(
@@ -139,7 +143,7 @@ def _loss_by_group(run: RunData, step: str, tab: str, palette: Palette) -> Plot:
         if curve.rounds:
             line = {"color": colour, "width": 2}
             traces.append(curve_trace(curve, name=label(group), legendgroup=group, line=line))
-    if len(palette.colours) > 1:
+    if len(palette.colours) - len(palette.fleeting) > 1:
         curve = run.history.trained(step, "loss")
         traces.append(curve_trace(curve, name="all clients", legendgroup="all", line={"width": 3}, meta=INK))
     return plot(

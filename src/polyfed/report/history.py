@@ -202,6 +202,9 @@ def _add_worker(history: History, record: WorkerRecord) -> None:
 
 
 def _add_client(history: History, record: ClientRecord) -> None:
+    _add_bytes(history, record.bytes)
+    if record.aside:
+        return
     rounds = history.active[record.client]
     before = {part for part in rounds.get(record.round, NO_REPLY).split("+") if part}
     # interned: a run has few sets of modalities and very many records
@@ -215,7 +218,6 @@ def _add_client(history: History, record: ClientRecord) -> None:
         history.noted[name][record.round].add(value)
     if record.notes:
         history.client_notes[record.round, record.client].update(record.notes)
-    _add_bytes(history, record.bytes)
 
 
 def _add_note(history: History, record: NoteRecord) -> None:

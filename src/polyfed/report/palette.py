@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polyfed.report.history import NO_REPLY
 from polyfed.report.records import RunData
@@ -29,10 +29,14 @@ OTHER = "other groups"
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour per name. Names beyond the palette share ``OTHER``."""
+    """One colour per name. Names beyond the palette share ``OTHER``.
+
+    ``fleeting`` are sets of modalities that clients took part with at times, but that are all that nobody holds.
+    """
 
     colours: Mapping[str, str]
     folded: int = 0
+    fleeting: frozenset[str] = frozenset()
 
     def entry(self, name: str) -> str:
         """Return the name under which ``name`` is shown: itself or ``OTHER``."""
@@ -48,7 +52,8 @@ def group_palette(run: RunData) -> Palette:
     members = Counter(client.group for client in run.clients)
     active = {group for rounds in run.history.active.values() for group in set(rounds.values())} - {NO_REPLY}
     evaluated = {key.group for key in run.history.evaluations}
-    return palette_of(members | Counter(dict.fromkeys(active | evaluated, 1)))
+    palette = palette_of(members | Counter(dict.fromkeys(active | evaluated, 1)))
+    return replace(palette, fleeting=frozenset(active - members.keys() - evaluated))
 
 
 def palette_of(members: Mapping[str, int]) -> Palette:

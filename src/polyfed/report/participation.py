@@ -28,7 +28,8 @@ def participation_card(run: RunData, palette: Palette) -> Card | None:
     if len(clients) <= EXACT_CLIENTS and len(rounds) <= EXACT_ROUNDS:
         text = "Each cell is one client in one round, in the colour of the modalities it used; empty: not asked."
         silent = (Chip("asked, no usable reply", GREY),) if _has_silent(run) else ()
-        legend = (*(Chip(chip.label, chip.colour) for chip in group_legend(palette, overall=False)), *silent)
+        groups = group_legend(palette, overall=False, fleeting=True)
+        legend = (*(Chip(chip.label, chip.colour) for chip in groups), *silent)
         return Card("Who took part", text, (_exact_map(run, clients, rounds, palette),), legend, wide=True)
     names = used_modalities(run, palette)
     several = len(names) > 1
