@@ -74,10 +74,15 @@ def measured_now(what: Sequence[str], given: argparse.Namespace) -> dict[str, An
         if name in WORKLOADS:
             found["workloads"].append(measure.workload(name, effort, installed if name != W4 else ()))
             keep(found, given.json)
-    for name in ("reduction", "checkpoint", "scaling", "selection"):
+    for name in ("reduction", "checkpoint", "scaling"):
         if name in what:
             found[name] = getattr(measure, name)(effort)
             keep(found, given.json)
+    if "selection" in what:
+        from benchmarks import selection
+
+        found["selection"] = selection.measure(max(3, given.repeats))
+        keep(found, given.json)
     if "blending" in what:
         from benchmarks import blending
 

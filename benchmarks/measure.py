@@ -104,24 +104,12 @@ def row(lane: Lane, yardstick: Lane) -> Values:
 def reduction(effort: Effort) -> Values:
     """Measure the reduction in a process of its own."""
     effort.note("reduction of 50 replies")
-    found: Values = apart("benchmarks.fold", max(3, effort.repeats))
-    return found
-
-
-def selection(effort: Effort) -> list[Values]:
-    """Measure selections among many clients in a process of their own."""
-    effort.note("selections among 1,000 clients")
-    found: list[Values] = apart("benchmarks.selection", max(3, effort.repeats))
-    return found
-
-
-def apart(module: str, repeats: int) -> Any:
-    """Run a measurement that prints JSON in a process of its own."""
-    command = [sys.executable, "-m", module, str(repeats)]
+    command = [sys.executable, "-m", "benchmarks.fold", str(max(3, effort.repeats))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BenchmarkError(f"{module} ended with exit code {done.returncode}: {done.stderr.strip()}")
-    return json.loads(done.stdout)
+        raise BenchmarkError(f"the reduction ended with exit code {done.returncode}: {done.stderr.strip()}")
+    found: Values = json.loads(done.stdout)
+    return found
 
 
 def checkpoint(effort: Effort) -> Values:

@@ -2,16 +2,14 @@
 
 A selection is choosing the cohort and, after its training, renewing what is remembered of its members' updates.
 Times are those of the processor, so a machine that is busy with other things changes them little.
-``python -m benchmarks.selection`` prints seconds and memory as JSON; it is a process of its own so that memory can be
-read.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -116,24 +114,19 @@ def measure_one(selector: Selector, held: Federation, repeats: int) -> dict[str,
     }
 
 
-def measure(
-    repeats: int, clients: int = CLIENTS, shapes: Mapping[str, tuple[int, ...]] = SHAPES
-) -> list[dict[str, Any]]:
-    """Measure every way to select."""
-    held = Federation(clients, shapes)
-    rows = []
-    for label, (name, options) in WAYS.items():
-        for count in PER_ROUND:
-            selector = SELECTORS.build(name, {"clients": min(count, clients), **options})
-            rows.append({"name": label, "clients": count, **measure_one(selector, held, repeats)})
-    return rows
-
-
-def main() -> None:
+def row(label: str, count: int, repeats: int, clients: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Measure one way to select."""
     as_the_command_line()
-    torch.set_num_threads(1)
-    print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5)))
+    name, options = WAYS[label]
+    selector = SELECTORS.build(name, {"clients": count, **options})
+    return {"name": label, "clients": count, **measure_one(selector, Federation(clients, shapes), repeats)}
 
 
-if __name__ == "__main__":
-    main()
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """Measure every way to select, each in a process of its own, so that its memory can be read."""
+    rows = []
+    for label in WAYS:
+        for count in PER_ROUND:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                rows.append(pool.submit(row, label, count, repeats, CLIENTS, SHAPES).result())
+    return rows

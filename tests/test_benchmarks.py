@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import blending, fold, measure, mixed, plot, profile, race, tables
+from benchmarks import blending, fold, measure, mixed, plot, profile, race, selection, tables
 from benchmarks.bare import BareLoop
 from benchmarks.engine import Execution, federation_of, run
 from benchmarks.system import BARE, POLYFED, System
@@ -216,3 +216,16 @@ def test_the_cost_of_blending_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(blending, "ROUNDS", 2)
     (only,) = blending.seconds("fedhgb", {"scenario.keep": ["gyroscope"], "train.epochs": 1})
     assert only > 0
+
+
+def test_a_selection_is_measured_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = {"encoder.audio.weight": (3, 4), "encoder.image.weight": (5,), "head.label.weight": (2,)}
+    rows = [selection.row(label, 4, 2, 12, shapes) for label in selection.WAYS]
+    for held in rows:
+        assert held["choose"] > 0 and held["renew"] > 0
+        assert held["kept"] >= 12 * 12 * 8 + 12 * 19 * 4
+    source = tmp_path / "measured.json"
+    source.write_text(json.dumps({**measured(), "selection": rows}))
+    command.main(["performance", "--from", str(source), "--docs", str(tmp_path)])
+    assert re.search(r"divfl +4 ", capsys.readouterr().out)
+    assert "| divfl, full greedy | 4 |" in (tmp_path / "performance.md").read_text()

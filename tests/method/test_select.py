@@ -106,9 +106,7 @@ class Worst(Everyone):
     def begin(self, initial: Tensors, roster: Roster) -> Groups:
         return {"chosen": {"times": torch.zeros(len(roster))}}
 
-    def choose(
-        self, draft: Draft, memory: Groups, roster: Roster, clock: Clock
-    ) -> Conversation[tuple[Cohort, Groups]]:
+    def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
         orders = draft(whole_cohort(roster, roster))
         replies = yield from ask({k: replace(order, step="measure", expects={}) for k, order in orders.items()})
         worst = sorted(replies, key=lambda k: -replies[k].numbers["loss"])[:2]

@@ -56,20 +56,19 @@ class Drop:
     def _dropped(self, training: Training) -> Generator[Request, Any, frozenset[str]]:
         """Find the modalities not to train; one of which there is no sample in the half is not judged."""
         measured = half(training)
-        found = yield from portrait(measured, self.tasks, training.start)
+        found = yield from portrait(measured, self.tasks, training.start, training.active)
         present = measured.client.train.present
         judged = {name: value for name, value in found.accuracies.items() if bool(present[name].any())}
         return too_far_ahead(judged, self.threshold)
 
 
 def half(training: Training) -> Training:
-    """Return the training of a client that has only half of its samples, rounded up, and the active modalities."""
+    """Return the training of a client that has only half of its samples, rounded up."""
     client = training.client
     generator = training.clock.generator("modality drop", client.card.id)
     count = len(client.train)
     kept = torch.randperm(count, generator=generator)[: (count + 1) // 2].sort().values
-    card = replace(client.card, modalities=tuple(sorted(training.active)))
-    return replace(training, client=Client.of(card, client.train.take(kept), client.validation, client.test))
+    return replace(training, client=Client.of(client.card, client.train.take(kept), client.validation, client.test))
 
 
 class MeanOverTrainers:

@@ -47,7 +47,11 @@ def drawing(clock: Clock) -> Draw:
 
 @dataclass
 class Renewal:
-    """Renews the updates of clients from their replies; ``tracks`` tells which of each client's."""
+    """Renews the updates of clients from their replies; ``tracks`` tells which of each client's.
+
+    New updates are gathered in one block per track: small tensors made one by one among the large temporary ones of the
+    replies would keep the room of these from being used again.
+    """
 
     memory: Groups
     asked: Asked
@@ -55,6 +59,7 @@ class Renewal:
     tracks: Callable[[ClientId], Sequence[str]]
     new: dict[str, dict[ClientId, Tensor]] = field(default_factory=dict)
     clients: list[ClientId] = field(default_factory=list)
+    _blocks: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[ClientId, ...]:
@@ -64,12 +69,14 @@ class Renewal:
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in; where nothing was trained, nothing is learnt."""
         self.clients.append(client)
-        after = reply.tensors.get("parameters")
-        if after is None:
+        if "parameters" not in reply.tensors:
             return
+        before, after, count = self.asked.parameters, reply.tensors["parameters"], len(self.asked.roster)
         for name in self.tracks(client):
-            vector = self.kinds[name].vector(self.asked.parameters, after, len(self.asked.roster))
-            self.new.setdefault(name, {})[client] = vector
+            kind, held = self.kinds[name], self.new.setdefault(name, {})
+            if not held:
+                self._blocks[name] = torch.empty(len(self.asked.cohort), kind.kept(count))
+            held[client] = self._blocks[name][len(held)].copy_(kind.vector(before, after, count))
 
     def finish(self) -> Groups:
         """Return the renewed memory."""

@@ -53,6 +53,10 @@ class Track:
         """Numbers in an update."""
         return sum(self.sizes)
 
+    def kept(self, clients: int) -> int:
+        """Return how many numbers of an update are remembered: all, or a sketch where there are that many clients."""
+        return SKETCH if clients * self.size > EXACT and self.size > SKETCH else self.size
+
     def vector(self, before: Tensors, after: Tensors, clients: int) -> Tensor:
         """Return an update as a vector, sketched where those of all clients would take too much memory.
 
@@ -63,7 +67,7 @@ class Track:
             for name, size in zip(self.names, self.sizes, strict=True)
         ]
         update = torch.cat(pieces)
-        return sketch(update) if clients * self.size > EXACT and self.size > SKETCH else update
+        return update if self.kept(clients) == self.size else sketch(update)
 
 
 @lru_cache(maxsize=4)
@@ -110,10 +114,10 @@ def distances(memory: Groups, track: str) -> Distances:
 
 
 def remembered(memory: Groups, track: str, new: Mapping[ClientId, Tensor], roster: Roster) -> Groups:
-    """Return a memory with the updates of these clients renewed; only their rows and columns change."""
+    """Return a memory with the updates of these clients (copied) renewed; only their rows and columns change."""
     if not new:
         return memory
-    vectors = {**memory[track], **{str(client): vector for client, vector in new.items()}}
+    vectors = {**memory[track], **{str(client): vector.clone() for client, vector in new.items()}}
     places = {client: place for place, client in enumerate(ids_of(roster)) if str(client) in vectors}
     columns = torch.tensor(list(places.values()))
     rows = squared_distances(list(new.values()), [vectors[str(client)] for client in places])
