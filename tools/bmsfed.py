@@ -58,7 +58,7 @@ SELECTIONS: Mapping[str, Mapping[str, object]] = {
 }
 BASELINES: Mapping[str, Mapping[str, object]] = {
     "FedProx": {"method.name": "fedprox", **RANDOM},
-    "SCAFFOLD": {"method.name": "scaffold", "train.momentum": 0.0, **RANDOM},
+    "SCAFFOLD": {"method.name": "scaffold", **RANDOM},
     "OGM-GE": {"method.name": "ogm-ge", **RANDOM},
     "AGM": {"method.name": "agm", **RANDOM},
     "PMR": {"method.name": "pmr", **RANDOM},
