@@ -145,7 +145,8 @@ SERVED = {"engine__server_test": True, "engine__unimodal": True}
 @cache
 def whole_run(folder: Path) -> dict[str, Any]:
     """Leave the records of a run in which a reply was refused; return its summary, with itself as its baseline."""
-    world = build_world(tiny(rounds=2, method__name="fedhgb", engine__diagnostics=True, **SERVED))
+    asking = {"select__name": "pow-d", "select__clients": 2}
+    world = build_world(tiny(rounds=2, method__name="fedhgb", engine__diagnostics=True, **asking, **SERVED))
 
     def boastful(number: int, client: int, reply: Reply) -> Reply:
         return replace(reply, examples=10**9) if client == 1 else reply
