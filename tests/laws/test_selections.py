@@ -34,6 +34,13 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
         f"bms with {method}": {"method__name": method, "select__name": "bms", "select__threshold": 0.5}
         for method in ("bmsfed", "fedproto", "pmr")
     },
+    "bms decoupled": {"select__name": "bms", "select__gradients": "decoupled", "select__threshold": 0.5},
+    "bms decoupled with bmsfed": {
+        "method__name": "bmsfed",
+        "select__name": "bms",
+        "select__gradients": "decoupled",
+        "select__threshold": 0.5,
+    },
     "bms with bmsfed by client": {"method__name": "bmsfed", "method__ratio": "client", "select__name": "bms"},
 }
 every_way = pytest.mark.parametrize("way", WAYS)

@@ -112,6 +112,7 @@ class Averaging:
     def begin(self, initial: Tensors, roster: Roster) -> AveragingState:
         """Start from the first values of what is shared."""
         shared = {name: value for name, value in initial.items() if self.share(name)}
+        self.context.select.check(roster, self.context.tasks)
         selection = self.context.select.begin(shared, roster)
         return AveragingState(shared, {}, selection, self.companion.begin(shared, roster))
 
@@ -185,7 +186,7 @@ class Averaging:
         parts = (self.context.select, state.selection), (self.companion, state.companion)
         for part, held in parts:
             sent |= part.send(held, card, order.active)
-            expects |= part.expects(held, card, order.active)
+            expects |= part.expects(held, state.parameters, card, order.active)
         if any(part.whole for part, _ in parts):
             names = named_by(tuple(state.parameters), card.components)
             inactive = {name: state.parameters[name] for name in names if name not in sent["parameters"]}

@@ -24,8 +24,8 @@ from polyfed.scenario.federation import Card, Roster
 BALANCE, RATIOS = "balance", "ratios"
 """The group and the tensor of a reply that hold a client's ratios."""
 
-SMALLEST, LARGEST = 1e-6, 1e6
-"""Between these is what the server takes a ratio for, whatever a client says."""
+LARGEST = 1e6
+"""The largest ratio that is believed where nothing is known of the client's samples."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,15 @@ def expected_balance(card: Card) -> Expects:
     return {BALANCE: {RATIOS: Expected((others,), torch.float32)}} if others > 0 else {}
 
 
-def behind(ratios: Tensor, modalities: Sequence[str]) -> dict[str, float]:
+def largest_ratio(card: Card) -> float:
+    """Return the largest ratio that a client with so many samples and tasks can find."""
+    return card.examples * max(len(card.tasks), 1) + 1.0
+
+
+def behind(ratios: Tensor, modalities: Sequence[str], largest: float = LARGEST) -> dict[str, float]:
     """Return by modality how far it is behind the client's best other one: 1 for a single modality.
+
+    Ratios outside of 1 / ``largest`` to ``largest`` count as these.
 
     ``ratios`` are as in ``Portrait``. With two modalities these are the ratio of the first to the second, for the
     second, and its inverse, for the first.
@@ -146,7 +153,7 @@ def behind(ratios: Tensor, modalities: Sequence[str]) -> dict[str, float]:
     names = sorted(modalities)
     if len(names) < 2:
         return dict.fromkeys(names, 1.0)
-    relative = [1.0, *(1 / min(max(ratio, SMALLEST), LARGEST) for ratio in ratios.tolist())]
+    relative = [1.0, *(1 / min(max(ratio, 1 / largest), largest) for ratio in ratios.tolist())]
     return {
         name: max(value for place, value in enumerate(relative) if place != own) / relative[own]
         for own, name in enumerate(names)

@@ -46,8 +46,8 @@ class Companion(Protocol):
         """Return the groups that a client is sent."""
         ...
 
-    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
-        """Return what a client's reply must hold beside its parameters."""
+    def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
+        """Return what a client's reply must hold beside its parameters, given those of the server."""
         ...
 
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
@@ -95,7 +95,7 @@ class Unaccompanied:
         """Nothing is sent."""
         return {}
 
-    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
+    def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
         """Nothing is expected."""
         return {}
 

@@ -38,6 +38,10 @@ class Classified(Unaccompanied):
         return {}
 
 
+LARGEST = 1e6
+"""The largest norm of first prototypes that is believed; later ones are held against those that were sent."""
+
+
 @dataclass(frozen=True)
 class Prototypes(Unaccompanied):
     """Keeps the global prototypes: of each class the mean of the reporting clients' own, weighted by their samples.
@@ -72,18 +76,23 @@ class Prototypes(Unaccompanied):
 
     def send(self, held: Groups, card: Card, active: frozenset[str]) -> Groups:
         """Send the prototypes of the client's modalities and tasks, once there are any."""
-        sent = {key: held[PROTOTYPES][key] for key in self._shapes(card)}
-        return {PROTOTYPES: sent} if any(bool(known(value).any()) for value in held[PROTOTYPES].values()) else {}
+        return {PROTOTYPES: {key: held[PROTOTYPES][key] for key in self._shapes(card)}} if anything(held) else {}
 
-    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
+    def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
         """Expect prototypes, samples by class, and the ratios between modalities."""
-        means = {key: Expected(shape, torch.float32) for key, shape in self._shapes(card).items()}
+        largest = None if anything(held) else LARGEST
+        means = {key: Expected(shape, torch.float32, largest) for key, shape in self._shapes(card).items()}
         counts = {task: Expected((self.tasks[task].classes,), torch.float32) for task in classified(card, self.tasks)}
         return {PROTOTYPES: means, COUNTS: counts, **expected_balance(card)}
 
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
         """Average what is reported."""
         return ClassMeans(held[PROTOTYPES], asked.roster)
+
+
+def anything(held: Groups) -> bool:
+    """Whether any global prototype is known."""
+    return any(bool(known(value).any()) for value in held[PROTOTYPES].values())
 
 
 @dataclass

@@ -93,7 +93,7 @@ class Controls(Unaccompanied):
         components = tuple(name for name in self.components(active, card.tasks) if name in card.components)
         return {CONTROL: {name: held[CONTROL][name] for name in named_by(tuple(held[CONTROL]), components)}}
 
-    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
+    def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
         """Expect a change of c_k for whatever was sent; its norm is bounded by that of c, as for parameters."""
         return expected(self.send(held, card, active))
 

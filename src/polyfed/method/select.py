@@ -32,6 +32,10 @@ class Selector(Companion, Protocol):
         """What it asks of clients itself, such as to measure a loss; names must differ from the method's steps."""
         ...
 
+    def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
+        """Raise UserError if it cannot choose among these clients."""
+        ...
+
     def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
         """Return local training that also reports what the selector wants to know."""
         ...
@@ -53,6 +57,9 @@ class Everyone(Unaccompanied):
     def steps(self) -> Mapping[str, ClientStep]:
         """Nothing is asked."""
         return {}
+
+    def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
+        """Anybody will do."""
 
     def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
         """Nothing else is reported."""

@@ -18,8 +18,17 @@ from pydantic import Field
 
 from polyfed.data.schema import Task
 from polyfed.errors import UserError
-from polyfed.method.balance import BALANCE, RATIOS, Reporting, behind, expected_balance
+from polyfed.method.balance import (
+    BALANCE,
+    RATIOS,
+    Reporting,
+    behind,
+    classified,
+    expected_balance,
+    largest_ratio,
+)
 from polyfed.method.companion import Asked
+from polyfed.method.decoupled import ENHANCEMENT_GRADIENT, SUPERVISED_GRADIENT, Decoupled, expected_gradients
 from polyfed.method.facility import ConflictRule, balanced_greedy, enough
 from polyfed.method.protocol import Clock, Cohort, Conversation, Expects, Groups, Note, Reducer, Reply, note
 from polyfed.method.select import Draft, Everyone, PerRound, Selector, check_size
@@ -36,6 +45,7 @@ BEHIND = "behind"
 """The group of memory that holds, (clients,) by modality, how far each client's modality is behind its best other."""
 
 Compared = Literal["encoders", "everything"]
+Gradients = Literal["update", "decoupled"]
 
 
 @dataclass
@@ -55,8 +65,8 @@ class BalanceRenewal:
         """Take one reply in."""
         self.updates.add(client, reply)
         if BALANCE in reply.tensors:
-            owned = self.updates.asked.roster[client].modalities
-            self.ratios[client] = behind(reply.tensors[BALANCE][RATIOS], owned)
+            card = self.updates.asked.roster[client]
+            self.ratios[client] = behind(reply.tensors[BALANCE][RATIOS], card.modalities, largest_ratio(card))
 
     def finish(self) -> Groups:
         """Return the renewed memory."""
@@ -74,7 +84,8 @@ class Balanced(Everyone):
 
     The weak modality of a round is the one that is farthest behind in the mean over clients, weighted by samples. See
     ``balanced_greedy`` for the rules; ``compared`` tells which parameters' updates are compared.
-    With ``refresh_single`` a multi-modal participation also renews the updates of its single encoders.
+    With ``refresh_single`` a multi-modal participation also renews the updates of its single encoders. ``gradients``
+    update: clients are compared by their updates; decoupled: by gradients that they send besides, see ``Decoupled``.
     """
 
     clients: int
@@ -85,6 +96,7 @@ class Balanced(Everyone):
     compared: Compared = "encoders"
     refresh_single: bool = True
     start_epochs: int = 1
+    gradients: Gradients = "update"
 
     @property
     def whole(self) -> bool:
@@ -120,13 +132,21 @@ class Balanced(Everyone):
         tracks = {MULTI: Track.of(parameters, compared if self.compared == "encoders" else tuple(parameters))}
         return tracks | {f"single.{modality}": Track.of(parameters, held) for modality, held in encoders.items()}
 
+    def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
+        """Raise UserError if a client with several modalities has no classification task to compare them by."""
+        for card in roster.values():
+            if len(card.modalities) > 1:
+                classified(card, tasks)
+
     def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
         """Have clients report how far their modalities are ahead of one another."""
-        return Reporting(local, tasks)
+        reporting = Reporting(local, tasks)
+        return Decoupled(reporting, tasks) if self.gradients == "decoupled" else reporting
 
-    def expects(self, held: Groups, card: Card, active: frozenset[str]) -> Expects:
-        """Expect that report."""
-        return expected_balance(card)
+    def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
+        """Expect that report, and gradients if these are compared."""
+        found = expected_balance(card)
+        return {**found, **expected_gradients(parameters, active)} if self.gradients == "decoupled" else found
 
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
         """Remember updates and ratios of those who took part."""
@@ -140,7 +160,9 @@ class Balanced(Everyone):
 
         kinds = self._tracks(asked.parameters, modalities_of(asked.roster))
         places = {client: place for place, client in enumerate(sorted(asked.roster))}
-        return BalanceRenewal(Renewal(held, asked, kinds, tracks), places)
+        groups = dict.fromkeys(kinds, ENHANCEMENT_GRADIENT) | {MULTI: SUPERVISED_GRADIENT}
+        decoupled = groups if self.gradients == "decoupled" else {}
+        return BalanceRenewal(Renewal(held, asked, kinds, tracks, decoupled), places)
 
     def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
         """Choose the cohort of a round, and each one's modalities."""
@@ -224,6 +246,17 @@ def bms(
         bool, Field(description="multi-modal participations also renew the updates of single encoders")
     ] = True,
     start_epochs: StartEpochs = 1,
+    gradients: Annotated[
+        Gradients,
+        Field(description="clients are compared by their updates, or by gradients of either loss, sent in addition"),
+    ] = "update",
 ) -> Selector:
     """Balanced modality selection of BMSFed (Fan et al., ECCV 2024): clients, and with which modality each trains."""
-    return Balanced(clients, threshold, candidates, conflict_rule, share_cover, compared, refresh_single, start_epochs)
+    if gradients == "decoupled" and compared == "everything":
+        raise UserError(
+            "select.compared: everything, but with select.gradients: decoupled clients send gradients of encoders "
+            "only; set one of the two otherwise"
+        )
+    return Balanced(
+        clients, threshold, candidates, conflict_rule, share_cover, compared, refresh_single, start_epochs, gradients
+    )

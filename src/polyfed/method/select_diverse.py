@@ -49,6 +49,8 @@ def drawing(clock: Clock) -> Draw:
 class Renewal:
     """Renews the updates of clients from their replies; ``tracks`` tells which of each client's.
 
+    For tracks in ``gradients`` it is not the update that counts but the group of that name in the reply.
+
     New updates are gathered in one block per track: small tensors made one by one among the large temporary ones of the
     replies would keep the room of these from being used again.
     """
@@ -57,6 +59,7 @@ class Renewal:
     asked: Asked
     kinds: Mapping[str, Track]
     tracks: Callable[[ClientId], Sequence[str]]
+    gradients: Mapping[str, str] = field(default_factory=dict)
     new: dict[str, dict[ClientId, Tensor]] = field(default_factory=dict)
     clients: list[ClientId] = field(default_factory=list)
     _blocks: dict[str, Tensor] = field(default_factory=dict)
@@ -69,14 +72,22 @@ class Renewal:
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in; where nothing was trained, nothing is learnt."""
         self.clients.append(client)
-        if "parameters" not in reply.tensors:
-            return
-        before, after, count = self.asked.parameters, reply.tensors["parameters"], len(self.asked.roster)
+        count = len(self.asked.roster)
         for name in self.tracks(client):
-            kind, held = self.kinds[name], self.new.setdefault(name, {})
+            kind = self.kinds[name]
+            update = self._update(name, kind, reply)
+            if update is None:
+                continue
+            held = self.new.setdefault(name, {})
             if not held:
                 self._blocks[name] = torch.empty(len(self.asked.cohort), kind.kept(count))
-            held[client] = self._blocks[name][len(held)].copy_(kind.vector(before, after, count))
+            held[client] = self._blocks[name][len(held)].copy_(kind.vector(update, count))
+
+    def _update(self, track: str, kind: Track, reply: Reply) -> Tensors | None:
+        if track in self.gradients:
+            return reply.tensors.get(self.gradients[track])
+        before, after = self.asked.parameters, reply.tensors.get("parameters")
+        return after and {name: before[name] - after[name] for name in kind.names if name in after}
 
     def finish(self) -> Groups:
         """Return the renewed memory."""

@@ -57,17 +57,17 @@ class Track:
         """Return how many numbers of an update are remembered: all, or a sketch where there are that many clients."""
         return SKETCH if clients * self.size > EXACT and self.size > SKETCH else self.size
 
-    def vector(self, before: Tensors, after: Tensors, clients: int) -> Tensor:
+    def vector(self, update: Tensors, clients: int) -> Tensor:
         """Return an update as a vector, sketched where those of all clients would take too much memory.
 
-        Parameters that a client does not hold count as unchanged.
+        It is zero for parameters that a client does not hold.
         """
         pieces = [
-            (before[name] - after[name]).flatten() if name in after else before[name].new_zeros(size)
+            update[name].flatten() if name in update else torch.zeros(size)
             for name, size in zip(self.names, self.sizes, strict=True)
         ]
-        update = torch.cat(pieces)
-        return update if self.kept(clients) == self.size else sketch(update)
+        whole = torch.cat(pieces)
+        return whole if self.kept(clients) == self.size else sketch(whole)
 
 
 @lru_cache(maxsize=4)
