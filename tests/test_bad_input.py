@@ -548,7 +548,7 @@ SAVED: dict[str, tuple[Damage, str]] = {
     "entries of another kind": (head(lambda h: h.update(personal=3), 0, 1), r"state\.json is damaged: TypeError"),
     "state of another method": (
         head(lambda h: h["state"].pop("memory"), 1),
-        r"round-000001: expected the fields \['memory', 'parameters', 'selection'\]",
+        r"round-000001: expected the fields \['companion', 'memory', 'parameters', 'selection'\]",
     ),
     "progress of another version": (
         head(lambda h: h["progress"].update(mood="good"), 1),
