@@ -34,6 +34,7 @@ from polyfed.model.modular import modular
 from polyfed.model.size import feature_widths
 from polyfed.rng import torch_generator
 from polyfed.scenario.federation import Card, Cards, Client, Federation, Roster
+from tests.method.portraits import found_with, ratio_in
 from tests.worlds import tiny, train
 
 BOTH: dict[str, Any] = {
@@ -282,6 +283,35 @@ def test_a_ratio_is_that_of_nearest_prototype_accuracies() -> None:
     assert end.value.value.counts["digit"].tolist() == torch.bincount(labels, minlength=CLASSES).tolist()
 
 
+@pytest.mark.parametrize("by_client", [False, True])
+def test_prototypes_and_ratio_in_a_reply_are_those_of_the_trained_model(by_client: bool) -> None:
+    """Not of the received one; who trained one modality joins it with the other as received."""
+    sent: dict[int, Reply] = {}
+    ratio = "client" if by_client else "batch"
+    changes: dict[str, Any] = {**BOTH, "rounds": 1, "train__lr": 0.2, "train__epochs": 3, "method__ratio": ratio}
+    world = build_world(tiny(method__name="bmsfed", **changes))
+    assert isinstance(world.method, Averaging)
+    cohort = {0: {"audio"}, 1: {"audio", "image"}, 3: {"image"}}
+    method = replace(world.method, context=replace(world.method.context, select=Fixed([cohort])))
+
+    def kept(number: int, client: int, reply: Reply) -> Reply:
+        if "parameters" in reply.tensors:
+            sent[client] = reply
+        return reply
+
+    replace(world, method=method).loop(deliver=kept).run()
+    received = world.architecture.initial(world.experiment.seed)
+    assert sent.keys() == cohort.keys()
+    for client, reply in sent.items():
+        before = found_with(world, client, received)
+        after = found_with(world, client, {**received, **reply.tensors["parameters"]})
+        assert ratio_in(reply) == pytest.approx(after.ratio) != pytest.approx(before.ratio)
+        for name, means in after.means.items():
+            told = reply.tensors[PROTOTYPES][f"{name}.digit"]
+            torch.testing.assert_close(told, means)
+            assert torch.allclose(told, before.means[name], atol=1e-3) == (name not in cohort[client])
+
+
 # -------------------------------------------------------------------------- with balanced selection
 
 
@@ -429,7 +459,7 @@ def test_a_client_without_samples_reports_unknown_classes_and_no_preference() ->
 def test_a_client_without_a_classification_task_is_one_clear_error_before_training(method: str) -> None:
     asked: list[int] = []
     federation = odd({2: ("size",)})
-    with pytest.raises(UserError, match="client 2: class prototypes need a classification task; its tasks are size"):
+    with pytest.raises(UserError, match=r"but client 2 has no classification task; its tasks are size\. Give it one"):
         run_odd(method, federation, deliver=lambda number, client, reply: asked.append(client)).run()
     assert not asked
 

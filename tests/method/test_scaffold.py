@@ -24,7 +24,7 @@ from polyfed.method.classic import fedavg
 from polyfed.method.companion import Asked
 from polyfed.method.fednova import local_norm
 from polyfed.method.protocol import Clock, Fit, Fitted, Fold, Groups, Order, Recipe, Reply
-from polyfed.method.scaffold import CONTROL, Controls, corrected, scaffold, steered
+from polyfed.method.scaffold import CHANGE, CONTROL, Controls, corrected, scaffold, steered
 from polyfed.method.training import Trained, Training
 from polyfed.model.architecture import Outputs
 from polyfed.scenario.federation import Card, Client
@@ -208,7 +208,7 @@ def test_a_client_tells_its_mean_gradient_by_hand() -> None:
     request, found = trained(Recipe(lr=0.1), 3, 3.0, -1.0, 0.4)
     assert request.objective is corrected
     assert float(request.extra["correction"]["net.weight"]) == 4.0
-    assert float(found.groups[CONTROL]["net.weight"]) == pytest.approx(-1.0)
+    assert float(found.groups[CHANGE]["net.weight"]) == pytest.approx(-1.0)
     assert float(found.personal[CONTROL]["net.weight"]) == pytest.approx(-2.0)
     assert found.numbers == {"loss": 1.5, "steps": 3.0}
 
@@ -221,7 +221,7 @@ def test_momentum_counts_as_more_work() -> None:
 
 def test_without_a_step_nothing_is_learnt_of_the_gradient() -> None:
     _, found = trained(Recipe(), 0, 3.0, -1.0, 1.0)
-    assert float(found.groups[CONTROL]["net.weight"]) == 0.0
+    assert float(found.groups[CHANGE]["net.weight"]) == 0.0
     assert float(found.personal[CONTROL]["net.weight"]) == -1.0
 
 
@@ -247,7 +247,7 @@ def renewed(counting: Any, *, starting: bool = False) -> dict[str, float]:
     held = {CONTROL: {"a.w": torch.ones(()), "b.w": torch.ones(()), "c.w": torch.ones(())}}
     reducer = Controls(lambda modalities, tasks: (), counting).watch(held, Asked({}, {}, ROSTER, starting))
     for client, changes in {0: {"a.w": 3.0, "b.w": 6.0}, 1: {"a.w": 6.0}}.items():
-        tensors = {CONTROL: {name: torch.tensor(value) for name, value in changes.items()}}
+        tensors = {CHANGE: {name: torch.tensor(value) for name, value in changes.items()}}
         reducer.add(client, Reply(1, tensors))
     found = reducer.finish()[CONTROL]
     assert all(float(value) == 1.0 for value in held[CONTROL].values())
@@ -268,15 +268,15 @@ CARD = Card(0, "client 0", ("point",), ("value",), 4, ("net",))
 
 
 @pytest.mark.parametrize(
-    ("current", "change", "refused"), [(0.0, 90.0, False), (0.0, 110.0, True), (5.0, 450.0, False), (5.0, 550.0, True)]
+    ("current", "change", "refused"), [(0.0, 9e5, False), (0.0, 1.1e6, True), (2e4, 1.9e6, False), (2e4, 2.1e6, True)]
 )
 def test_a_change_beyond_all_bounds_is_refused(current: float, change: float, refused: bool) -> None:
     method = scaffold(context())
     state = method.begin(Lines().initial(0), {0: CARD})
     state = replace(state, companion={CONTROL: {"net.weight": torch.full((1, 1), current)}})
     order = method.orders(state, {0: CARD}, {0: frozenset({"point"})})[0]
-    assert set(order.expects) == {"parameters", CONTROL}
-    tensors = {"parameters": Lines().initial(0), CONTROL: {"net.weight": torch.full((1, 1), change)}}
+    assert set(order.expects) == {"parameters", CHANGE}
+    tensors = {"parameters": Lines().initial(0), CHANGE: {"net.weight": torch.full((1, 1), change)}}
     found = screen(Reply(4, tensors), order, CARD, largest_growth=100.0)
     assert (found is not None) == refused
     assert screen(Reply(4, {"parameters": Lines().initial(0)}), order, CARD, largest_growth=100.0) is not None
@@ -329,3 +329,12 @@ def test_it_goes_together_with_a_selection_that_has_a_start_up_pass() -> None:
 def test_other_optimisers_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"scaffold: train\.optimizer is {name}, but control variates are gradients"):
         scaffold(context(optimizer=name))
+
+
+def test_large_gradients_are_no_reason_to_refuse_a_first_reply() -> None:
+    """Regression targets of a thousand make gradients that are far above 100 times the norm of c, which is zero."""
+    order = scaffold(context()).orders(
+        scaffold(context()).begin(Lines().initial(0), {0: CARD}), {0: CARD}, {0: frozenset({"point"})}
+    )[0]
+    tensors = {"parameters": Lines().initial(0), CHANGE: {"net.weight": torch.full((1, 1), 8200.0)}}
+    assert screen(Reply(4, tensors), order, CARD, largest_growth=100.0) is None

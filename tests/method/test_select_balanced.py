@@ -11,6 +11,7 @@ import torch
 
 from polyfed.engine.drive import drive
 from polyfed.errors import UserError
+from polyfed.experiment.world import build_world
 from polyfed.method.balance import BALANCE, RATIOS, behind
 from polyfed.method.companion import Asked
 from polyfed.method.facility import enough, stochastic_greedy
@@ -21,6 +22,8 @@ from polyfed.method.select_diverse import drawing
 from polyfed.method.selections import SELECTORS
 from polyfed.method.updates import SQUARES, distances
 from polyfed.scenario.federation import Card, Roster
+from tests.method.portraits import found_with, ratio_in
+from tests.worlds import tiny
 
 COUNT = 12
 BOTH = ("audio", "image")
@@ -221,6 +224,32 @@ def test_hostile_ratios_are_bounded(ratio: float) -> None:
     assert math.isfinite(said.numbers["imbalance"])
 
 
+@pytest.mark.parametrize("threshold", [0.0, None], ids=["alone", "with both"])
+def test_the_ratio_that_is_remembered_is_that_of_the_trained_model(threshold: float | None) -> None:
+    """With a method that reports none itself: in the start-up pass of the received model, in training of the result."""
+    sent: dict[int, list[Reply]] = {}
+    shared = {"scenario__modalities": {"name": "all"}, "scenario__tasks": {"name": "all"}, "data__tasks": ["digit"]}
+    select = {"name": "bms", "clients": 4, "threshold": threshold, "conflict_rule": "code"}
+    world = build_world(tiny(**shared, select=select, rounds=1, train__lr=0.2, train__epochs=3))
+
+    def kept(number: int, client: int, reply: Reply) -> Reply:
+        sent.setdefault(client, []).append(reply)
+        return reply
+
+    memory = world.loop(deliver=kept).run().state.selection
+    received = world.architecture.initial(world.experiment.seed)
+    assert sent.keys() == set(range(4))
+    for client, (start, trained) in sent.items():
+        own = trained.tensors["parameters"]
+        assert len({name.split(".")[1] for name in own if name.startswith("encoder.")}) == (
+            2 if threshold is None else 1
+        )
+        before, after = (found_with(world, client, {**received, **held}).ratio for held in ({}, own))
+        assert ratio_in(start) == pytest.approx(before) != pytest.approx(after)
+        assert ratio_in(trained) == pytest.approx(after)
+        assert memory[BEHIND]["image"][client] == pytest.approx(after)
+
+
 # ------------------------------------------------------------------------------------------------ the weak modality
 
 
@@ -261,3 +290,9 @@ def test_ratios_of_three_modalities_reduce_to_those_of_two() -> None:
         "text": pytest.approx(2.0),
     }
     assert behind(torch.tensor([]), ("image",)) == {"image": 1.0}
+
+
+def test_without_a_threshold_nobody_trains_alone() -> None:
+    selector = built(threshold=None, conflict_rule="code")
+    cohort, said = choose(selector, started(selector, ROSTER, everyones(50.0)), ROSTER)
+    assert not alone_of(cohort, ROSTER) and said.numbers["uni_modal"] == 0

@@ -12,7 +12,7 @@ from polyfed.engine.drive import drive
 from polyfed.errors import UserError
 from polyfed.method.companion import Asked
 from polyfed.method.facility import lazy_greedy, represented
-from polyfed.method.protocol import Clock, Groups, Reply
+from polyfed.method.protocol import UNTRAINED, Clock, Groups, Reply
 from polyfed.method.select import Selector, whole_cohort
 from polyfed.method.select_diverse import WEIGHTS, WHOLE
 from polyfed.method.selections import SELECTORS
@@ -156,3 +156,19 @@ def test_what_a_run_asks() -> None:
     stale, fresh = asked_to(), asked_to(select__fresh=True)
     assert [number for number, _ in stale] == [1] * 6 + [2] * 2
     assert [number for number, _ in fresh] == [1] * 6 + [2] * 6
+
+
+def test_of_what_a_client_did_not_train_nothing_is_learnt() -> None:
+    selector = built()
+    memory = started(selector)
+    for idle, learnt in (("encoder.image", False), ("encoder.audio", True)):
+        reducer = selector.watch(memory, Asked(SENT, whole_cohort(ROSTER, [3]), ROSTER))
+        new = reply(3, seed=5)
+        reducer.add(3, Reply(new.examples, new.tensors, {f"{UNTRAINED}{idle}": 1.0}))
+        assert torch.equal(reducer.finish()[WHOLE]["3"], memory[WHOLE]["3"]) != learnt
+
+
+def test_a_method_that_weighs_replies_itself_cannot_be_told_otherwise() -> None:
+    changes = {"select__name": "divfl", "select__clients": 2, "select__shares": "represented"}
+    with pytest.raises(UserError, match=r"select\.shares: represented, but this method weighs replies itself"):
+        train(tiny(method__name="multi-fedavg", rounds=1, **changes))

@@ -145,9 +145,14 @@ def test_last_losses_are_remembered_and_unseen_clients_come_first() -> None:
     reducer.add(2, Reply(1, {}, {"steps": 1.0}))
     assert reducer.counted == (0, 1, 2)
     memory = reducer.finish()
-    assert memory[LOSSES][LAST].tolist() == [0.5, 0.7, math.inf, math.inf]
-    assert chosen(selector, 1, {}, memory) == [2, 3]
-    assert chosen(built(clients=3, estimate="last"), 1, {}, memory) == [1, 2, 3]
+    assert memory[LOSSES][LAST].tolist() == [
+        0.5,
+        0.7,
+        0.0,
+        math.inf,
+    ]  # a reply without a loss is no reason to be chosen
+    assert chosen(selector, 1, {}, memory) == [1, 3]
+    assert chosen(built(clients=3, estimate="last"), 1, {}, memory) == [0, 1, 3]
     starting = selector.watch(memory, Asked({}, cohort, ROSTER, starting=True))
     starting.add(3, Reply(1, {}, {"loss.digit": 0.1}))
     assert starting.finish() is memory

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyfed.data.samples import Batch
 from polyfed.method.averaging import Averaging, Context
-from polyfed.method.classic import MissingRule, NonNegative
+from polyfed.method.classic import MissingRule
 from polyfed.method.modulation import Modulated, check_classification, classifying, of_the_others, scores_of
 from polyfed.method.protocol import Adaptive, Groups, Model
 from polyfed.model.architecture import Tensors
@@ -32,6 +32,7 @@ SMALLEST = 1e-8
 LARGEST = 10.0
 """The most that alpha is multiplied by in the exponent of k."""
 
+Alpha = Annotated[float, Field(ge=0, le=1e6, description="how strongly modalities are modulated")]
 Sign = Literal["agm", "bmsfed"]
 
 
@@ -127,7 +128,7 @@ def passed_back(responses: list[Tensor], factors: Tensor) -> Tensor:
 def agm(
     context: Context,
     *,
-    alpha: NonNegative = 1.0,
+    alpha: Alpha = 1.0,
     sign: Annotated[
         Sign, Field(description="agm: a modality that is ahead of its running ratio is slowed; bmsfed: it is boosted")
     ] = "agm",

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal
 
 from polyfed.data.schema import Task
+from polyfed.errors import UserError
 from polyfed.method.combine import Combine, diluted, mean_over_holders
 from polyfed.method.companion import Asked, Companion, Together, Unaccompanied
 from polyfed.method.protocol import (
@@ -113,6 +114,8 @@ class Averaging:
         """Start from the first values of what is shared."""
         shared = {name: value for name, value in initial.items() if self.share(name)}
         self.context.select.check(roster, self.context.tasks)
+        if self.context.select.weighs and self.weigh is not by_examples:
+            raise UserError("select.shares: represented, but this method weighs replies itself; use shares: examples")
         selection = self.context.select.begin(shared, roster)
         return AveragingState(shared, {}, selection, self.companion.begin(shared, roster))
 

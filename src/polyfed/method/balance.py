@@ -75,12 +75,13 @@ def key_of(modality: str, task: str) -> str:
     return f"{modality}.{task}"
 
 
-def classified(card: Card, tasks: Mapping[str, Task]) -> list[str]:
-    """Name the classification tasks of a client; raises UserError if there is none."""
+def classified(card: Card, tasks: Mapping[str, Task], place: str = "prototypes") -> list[str]:
+    """Name the classification tasks of a client; raises UserError, naming the place, if there is none."""
     found = [task for task in card.tasks if tasks[task].kind == "classification"]
     if not found:
         raise UserError(
-            f"{card.name}: class prototypes need a classification task; its tasks are {', '.join(card.tasks) or 'none'}"
+            f"{place}: modalities are compared by how they classify, but {card.name} has no classification task; its "
+            f"tasks are {', '.join(card.tasks) or 'none'}. Give it one, or choose another method or selection"
         )
     return found
 

@@ -14,13 +14,10 @@ from polyfed.method.averaging import Averaging, Components, Context
 from polyfed.method.balance import check_classified, portrait
 from polyfed.method.classic import MissingRule
 from polyfed.method.combine import Mean, MeanOverHolders, Weigh
-from polyfed.method.protocol import Clock, Reducer, Reply, Request
+from polyfed.method.protocol import UNTRAINED, Clock, Reducer, Reply, Request, untrained
 from polyfed.method.training import Descend, Trained, Training
 from polyfed.model.architecture import Tensors, component_of
 from polyfed.scenario.federation import Client, ClientId
-
-UNTRAINED = "untrained."
-"""What the numbers of a reply begin with that name components which the client was sent but did not train."""
 
 
 def too_far_ahead(accuracies: Mapping[str, float], threshold: float) -> frozenset[str]:
@@ -84,10 +81,10 @@ class MeanOverTrainers:
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in, without what the client says it did not train."""
-        untrained = [name.removeprefix(UNTRAINED) for name in reply.numbers if name.startswith(UNTRAINED)]
-        if untrained:
+        idle = untrained(reply)
+        if idle:
             held = reply.tensors["parameters"]
-            trained = {name: value for name, value in held.items() if not belongs(name, untrained)}
+            trained = {name: value for name, value in held.items() if not belongs(name, idle)}
             reply = replace(reply, tensors={**reply.tensors, "parameters": trained})
         self._means.add(client, reply)
 

@@ -75,6 +75,15 @@ class Reply:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+UNTRAINED = "untrained."
+"""What the numbers of a reply begin with that name components which the client was sent but did not train."""
+
+
+def untrained(reply: Reply) -> list[str]:
+    """Name the components that a client says it did not train."""
+    return [name.removeprefix(UNTRAINED) for name in reply.numbers if name.startswith(UNTRAINED)]
+
+
 def expected(groups: Groups) -> dict[str, dict[str, Expected]]:
     """Describe tensors so that a reply can be held against them."""
     return {

@@ -17,14 +17,17 @@ from polyfed.method.classic import MissingRule
 from polyfed.method.companion import Asked, Unaccompanied
 from polyfed.method.fednova import local_norm
 from polyfed.method.objective import supervised
-from polyfed.method.protocol import Expects, Fit, Fitted, Groups, Model, Reducer, Reply, Request, expected, fit
+from polyfed.method.protocol import Expected, Expects, Fit, Fitted, Groups, Model, Reducer, Reply, Request, fit
 from polyfed.method.training import Trained, Training
 from polyfed.model.architecture import Tensors, component_of
 from polyfed.model.losses import Logged
 from polyfed.scenario.federation import Card, ClientId, Roster
 
-CONTROL = "control"
-"""The group of control variates, by parameter: c in an order, the change of c_k in a reply, c_k with the client."""
+CONTROL, CHANGE = "control", "control_change"
+"""The groups of control variates, by parameter: c in an order and c_k with the client; the change of c_k in a reply."""
+
+LARGEST, GROWTH = 1e6, 100.0
+"""A change of c_k may have this norm, or so many times that of c: they are gradients, which may be large."""
 
 Counting = Literal["clients", "examples"]
 
@@ -63,7 +66,7 @@ def steered(training: Training) -> Generator[Request, Any, Trained]:
     changes = control_changes(training, fitted, server)
     kept = {**held, **{name: own[name] + change for name, change in changes.items()}}
     numbers = {**fitted.numbers, "steps": float(fitted.steps)}
-    return Trained(fitted.parameters, numbers, {CONTROL: kept}, {CONTROL: changes})
+    return Trained(fitted.parameters, numbers, {CONTROL: kept}, {CHANGE: changes})
 
 
 def control_changes(training: Training, fitted: Fitted, server: Tensors) -> dict[str, Tensor]:
@@ -72,6 +75,11 @@ def control_changes(training: Training, fitted: Fitted, server: Tensors) -> dict
         return {name: torch.zeros_like(value) for name, value in server.items()}
     work = training.recipe.lr * local_norm(training.recipe, fitted.steps)
     return {name: (training.received[name] - fitted.parameters[name]) / work - value for name, value in server.items()}
+
+
+def largest_change(control: Tensor) -> float:
+    """Return the largest norm of a change that is believed."""
+    return max(LARGEST, GROWTH * float(torch.linalg.vector_norm(control)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,12 @@ class Controls(Unaccompanied):
         return {CONTROL: {name: held[CONTROL][name] for name in named_by(tuple(held[CONTROL]), components)}}
 
     def expects(self, held: Groups, parameters: Tensors, card: Card, active: frozenset[str]) -> Expects:
-        """Expect a change of c_k for whatever was sent; its norm is bounded by that of c, as for parameters."""
-        return expected(self.send(held, card, active))
+        """Expect a change of c_k for whatever was sent, with a bound on its norm."""
+        sent = self.send(held, card, active)[CONTROL]
+        changes = {
+            name: Expected(tuple(value.shape), value.dtype, largest_change(value)) for name, value in sent.items()
+        }
+        return {CHANGE: changes}
 
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
         """Add the changes up; those of a start-up pass, which clients forget, are not looked at."""
@@ -124,7 +136,7 @@ class Changes:
         """Take one reply in."""
         self.clients.append(client)
         weight = self._weight(self.roster[client])
-        for name, change in reply.tensors[CONTROL].items():
+        for name, change in reply.tensors[CHANGE].items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(change)).add(change, alpha=weight)
 
     def finish(self) -> Groups:

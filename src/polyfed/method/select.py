@@ -32,6 +32,11 @@ class Selector(Companion, Protocol):
         """What it asks of clients itself, such as to measure a loss; names must differ from the method's steps."""
         ...
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it has replies count otherwise than by samples."""
+        ...
+
     def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
         """Raise UserError if it cannot choose among these clients."""
         ...
@@ -57,6 +62,11 @@ class Everyone(Unaccompanied):
     def steps(self) -> Mapping[str, ClientStep]:
         """Nothing is asked."""
         return {}
+
+    @property
+    def weighs(self) -> bool:
+        """Replies count as the method says."""
+        return False
 
     def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
         """Anybody will do."""

@@ -38,8 +38,8 @@ from polyfed.method.updates import Track, blank, distances
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import Card, ClientId, Roster
 
-MULTI = "multi"
-"""The track of updates of all encoders; those of single encoders are ``single.<modality>``."""
+MULTI, SINGLE = "multi", "single."
+"""The track of updates of all encoders; what tracks of single encoders begin with, before the modality."""
 
 BEHIND = "behind"
 """The group of memory that holds, (clients,) by modality, how far each client's modality is behind its best other."""
@@ -63,10 +63,22 @@ class BalanceRenewal:
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in."""
-        self.updates.add(client, reply)
         if BALANCE in reply.tensors:
             card = self.updates.asked.roster[client]
             self.ratios[client] = behind(reply.tensors[BALANCE][RATIOS], card.modalities, largest_ratio(card))
+        self.updates.add(client, reply)
+
+    def scale(self, track: str, client: ClientId) -> float:
+        """Return the weight of a client's gradient: of the enhancement loss, 1 if the modality is behind there, else 0.
+
+        Behind it is by what was known before the round; in a start-up pass, by what the client reports in it.
+        """
+        if track == MULTI or len(self.updates.asked.roster[client].modalities) == 1:
+            return 1.0
+        modality = track.removeprefix(SINGLE)
+        known = self.updates.memory[BEHIND][modality][self.places[client]].item()
+        behind = self.ratios[client][modality] if self.updates.asked.starting else known
+        return float(behind > 1)
 
     def finish(self) -> Groups:
         """Return the renewed memory."""
@@ -89,7 +101,7 @@ class Balanced(Everyone):
     """
 
     clients: int
-    threshold: float = 1.5
+    threshold: float | None = 1.5
     candidates: int | None = None
     rule: ConflictRule = "hybrid"
     share_cover: bool = True
@@ -105,7 +117,9 @@ class Balanced(Everyone):
 
     def starts(self, clock: Clock) -> int | None:
         """Everybody trains once before there is anything to choose by."""
-        return self.start_epochs if clock.round == 1 else None
+        if clock.round > 1:
+            return None
+        return self.start_epochs if self.gradients == "update" else 0
 
     def begin(self, initial: Tensors, roster: Roster) -> Groups:
         """Nothing is known yet; raises UserError if there is only one modality."""
@@ -130,13 +144,13 @@ class Balanced(Everyone):
         }
         compared = [name for held in encoders.values() for name in held]
         tracks = {MULTI: Track.of(parameters, compared if self.compared == "encoders" else tuple(parameters))}
-        return tracks | {f"single.{modality}": Track.of(parameters, held) for modality, held in encoders.items()}
+        return tracks | {f"{SINGLE}{modality}": Track.of(parameters, held) for modality, held in encoders.items()}
 
     def check(self, roster: Roster, tasks: Mapping[str, Task]) -> None:
         """Raise UserError if a client with several modalities has no classification task to compare them by."""
         for card in roster.values():
             if len(card.modalities) > 1:
-                classified(card, tasks)
+                classified(card, tasks, "select.name: bms")
 
     def around(self, local: Local, tasks: Mapping[str, Task]) -> Local:
         """Have clients report how far their modalities are ahead of one another."""
@@ -155,14 +169,16 @@ class Balanced(Everyone):
             active, owned = asked.cohort[client], asked.roster[client].modalities
             multi = len(active) == len(owned)
             single = asked.starting or self.refresh_single or not multi or len(owned) == 1
-            names = [f"single.{modality}" for modality in sorted(active)] if single else []
+            names = [f"{SINGLE}{modality}" for modality in sorted(active)] if single else []
             return [MULTI, *names] if multi else names
 
         kinds = self._tracks(asked.parameters, modalities_of(asked.roster))
         places = {client: place for place, client in enumerate(sorted(asked.roster))}
         groups = dict.fromkeys(kinds, ENHANCEMENT_GRADIENT) | {MULTI: SUPERVISED_GRADIENT}
         decoupled = groups if self.gradients == "decoupled" else {}
-        return BalanceRenewal(Renewal(held, asked, kinds, tracks, decoupled), places)
+        renewal = BalanceRenewal(Renewal(held, asked, kinds, tracks, decoupled), places)
+        renewal.updates.scale = renewal.scale
+        return renewal
 
     def choose(self, draft: Draft, memory: Groups, roster: Roster, clock: Clock) -> Conversation[tuple[Cohort, Groups]]:
         """Choose the cohort of a round, and each one's modalities."""
@@ -173,10 +189,10 @@ class Balanced(Everyone):
         weak, imbalance = weak_modality(far, samples)
         multi, single = balanced_greedy(
             distances(memory, MULTI),
-            distances(memory, f"single.{weak}"),
+            distances(memory, f"{SINGLE}{weak}"),
             np.nan_to_num(far[weak], nan=1.0),
             self.clients,
-            threshold=self.threshold,
+            threshold=math.inf if self.threshold is None else self.threshold,
             candidates=self.candidates or enough(len(ids), self.clients),
             draw=drawing(clock),
             rule=self.rule,
@@ -232,7 +248,8 @@ def bms(
     *,
     clients: PerRound = 10,
     threshold: Annotated[
-        float, Field(ge=0, description="how far behind a client's weak modality must be to be trained alone")
+        float | None,
+        Field(ge=0, description="how far behind a client's weak modality must be to be trained alone; null: never"),
     ] = 1.5,
     candidates: Candidates = None,
     conflict_rule: Annotated[

@@ -13,7 +13,7 @@ from torch import Tensor
 from polyfed.errors import UserError
 from polyfed.method.companion import Asked
 from polyfed.method.facility import Draw, enough, lazy_greedy, represented, stochastic_greedy
-from polyfed.method.protocol import Clock, Cohort, Conversation, Groups, Reducer, Reply
+from polyfed.method.protocol import Clock, Cohort, Conversation, Groups, Reducer, Reply, untrained
 from polyfed.method.select import Draft, Everyone, PerRound, Selector, Weigh, check_size, ids_of, whole_cohort
 from polyfed.method.updates import Track, blank, distances, remembered
 from polyfed.model.architecture import Tensors
@@ -49,7 +49,8 @@ def drawing(clock: Clock) -> Draw:
 class Renewal:
     """Renews the updates of clients from their replies; ``tracks`` tells which of each client's.
 
-    For tracks in ``gradients`` it is not the update that counts but the group of that name in the reply.
+    For tracks in ``gradients`` it is not the update that counts but the group of that name in the reply, times
+    ``scale``. An update of which the client says that part was not trained tells nothing.
 
     New updates are gathered in one block per track: small tensors made one by one among the large temporary ones of the
     replies would keep the room of these from being used again.
@@ -60,6 +61,7 @@ class Renewal:
     kinds: Mapping[str, Track]
     tracks: Callable[[ClientId], Sequence[str]]
     gradients: Mapping[str, str] = field(default_factory=dict)
+    scale: Callable[[str, ClientId], float] = lambda track, client: 1.0
     new: dict[str, dict[ClientId, Tensor]] = field(default_factory=dict)
     clients: list[ClientId] = field(default_factory=list)
     _blocks: dict[str, Tensor] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Renewal:
         count = len(self.asked.roster)
         for name in self.tracks(client):
             kind = self.kinds[name]
-            update = self._update(name, kind, reply)
+            update = self._update(name, kind, client, reply)
             if update is None:
                 continue
             held = self.new.setdefault(name, {})
@@ -83,10 +85,14 @@ class Renewal:
                 self._blocks[name] = torch.empty(len(self.asked.cohort), kind.kept(count))
             held[client] = self._blocks[name][len(held)].copy_(kind.vector(update, count))
 
-    def _update(self, track: str, kind: Track, reply: Reply) -> Tensors | None:
+    def _update(self, track: str, kind: Track, client: ClientId, reply: Reply) -> Tensors | None:
         if track in self.gradients:
-            return reply.tensors.get(self.gradients[track])
+            factor = self.scale(track, client)
+            return {name: value * factor for name, value in reply.tensors[self.gradients[track]].items()}
         before, after = self.asked.parameters, reply.tensors.get("parameters")
+        idle = tuple(f"{name}." for name in untrained(reply))
+        if idle and any(name.startswith(idle) for name in kind.names):
+            return None
         return after and {name: before[name] - after[name] for name in kind.names if name in after}
 
     def finish(self) -> Groups:
@@ -144,6 +150,11 @@ class Diverse(Everyone):
             held = {str(ids[place]): torch.tensor(float(n)) for place, n in zip(chosen, stands_for, strict=True)}
             memory = {**memory, WEIGHTS: held}
         return whole_cohort(roster, [ids[place] for place in chosen]), memory
+
+    @property
+    def weighs(self) -> bool:
+        """Whether replies count by how many clients they stand for."""
+        return self.shares == "represented"
 
     def reweighed(self, memory: Groups, weigh: Weigh) -> Weigh:
         """Weigh replies by how many clients they stand for, if asked to."""

@@ -162,9 +162,8 @@ class LastLosses:
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in."""
         self.clients.append(client)
-        loss = loss_of(self.asked.roster[client], reply.numbers)
-        if loss is not None:
-            self.found[client] = loss
+        # without a loss, be it for want of samples, there is no reason to choose the client before others
+        self.found[client] = loss_of(self.asked.roster[client], reply.numbers) or 0.0
 
     def finish(self) -> Groups:
         """Return the renewed memory."""

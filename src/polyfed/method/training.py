@@ -62,7 +62,9 @@ class Descend:
     anchored: bool = False
 
     def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
-        """Fit, and report what was logged and how many steps were taken."""
+        """Fit, and report what was logged and how many steps were taken; without an epoch nothing is done."""
+        if not training.recipe.epochs:
+            return Trained(training.start, {"steps": 0.0})
         extra = {"anchor": training.received} if self.anchored else {}
         request = Fit(self.objective, training.start, training.data, training.recipe, training.active, extra=extra)
         fitted = yield from fit(request)

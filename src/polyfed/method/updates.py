@@ -23,8 +23,11 @@ from polyfed.model.architecture import Tensors
 from polyfed.rng import torch_generator
 from polyfed.scenario.federation import ClientId, Roster
 
-EXACT = 2 * 10**8
-"""Numbers up to which the updates of all clients are kept as they are; beyond, sketches of them are."""
+EXACT = 2 * 10**7
+"""Numbers up to which the updates of all clients are kept as they are; beyond, sketches of them are.
+
+They are in every checkpoint, and products of all of them with the new ones are taken every round.
+"""
 
 SKETCH = 16_384
 """Entries of a sketch: a distance between sketches has a standard error of at most 1 / sqrt(2 · entries), 0.6 %."""

@@ -104,7 +104,7 @@ def imbalance_card(run: RunData) -> Card | None:
             "Accuracy by the best modality alone over that by the weakest (nearest prototype); at 1 they are level."
         )
     if len(noted):
-        parts.append(f"Dashed: the imbalance that {short(run.summary.method)} measured on the clients.")
+        parts.append("Dashed: the imbalance noted in training, as the clients report it.")
         group = f"imbalance {IMBALANCE}"
         chips.append(Chip("noted by the method (dashed)", "currentColor", group))
         traces.append(curve_trace(noted, name="noted", legendgroup=group, line={"dash": "dash", "width": 2}, meta=INK))
