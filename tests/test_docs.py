@@ -25,6 +25,7 @@ from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS
 from polyfed.method.protocol import Reply
 from polyfed.registry import Registry
+from polyfed.scenario.groups import Group
 from tests.worlds import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,8 @@ def keys_of(model: type[BaseModel], raw: Any, place: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield place + name
         given = raw.get(name) if isinstance(raw, dict) else None
+        if given is None and has(raw, name):  # null: there is no such section
+            continue
         for option in models_in(field.annotation):
             chosen = option.model_fields.get("name")
             if chosen is None or not isinstance(given, dict) or chosen.default == given.get("name"):
@@ -100,6 +103,15 @@ def has(raw: Any, path: str) -> bool:
             return False
         raw = raw[key]
     return True
+
+
+def test_every_key_of_a_group_of_clients_is_described() -> None:
+    text = page("docs/scenarios.md").split("\n## Groups of clients\n")[1].split("\n## ")[0]
+    (block,) = blocks(text, "yaml")
+    experiment = config.parse({**yaml.safe_load(block), "model": {"width": 8}})
+    assert experiment.scenario.groups is not None
+    assert [set(group.model_fields_set) for group in experiment.scenario.groups] == [set(Group.model_fields)] * 3
+    assert all(f"`{key}`" in text for key in Group.model_fields)
 
 
 CHOICES = [(key, registry) for registries in KINDS.values() for key, registry in registries]

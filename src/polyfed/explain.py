@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -52,12 +53,22 @@ def _hint(value: object, choices: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
+TABLES = (dict, Mapping)
+KEY = "[key]"  # what pydantic calls the key of a table
+
+
 def _walk(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[str, list[str]]:
     """Return the dotted path of a fault, without the tags that pydantic puts in, and the keys beside it."""
     shown: list[str] = []
     here: Any = model
     siblings: list[str] = []
     for part in place:
+        if part == KEY:
+            continue
+        if get_origin(here) in TABLES:  # the entry of that key, whatever the key is
+            here = get_args(here)[1]
+            shown.append(str(part))
+            continue
         options = _models(here)
         tagged = {_tag(option): option for option in options}
         if isinstance(part, str) and len(tagged) > 1 and part in tagged:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from polyfed.data.av_mnist import av_mnist
 from polyfed.data.avdigits import avdigits
 from polyfed.data.cg_mnist import cg_mnist
-from polyfed.data.dataset import Dataset
+from polyfed.data.dataset import DATASETS
 from polyfed.data.folder import folder
 from polyfed.data.fsdd import fsdd
 from polyfed.data.mnist import fashion_mnist, mnist
 from polyfed.data.multi_fmnist import multi_fmnist
+from polyfed.data.several import SEVERAL, several
 from polyfed.data.uci_har import uci_har
-from polyfed.registry import Registry
 
-# A builder is called as ``builder(root, **options)`` with the folder of downloaded sets (or None).
-DATASETS: Registry[Dataset] = Registry("dataset")
+__all__ = ["DATASETS"]
+
 DATASETS.add("avdigits", avdigits)
 DATASETS.add("mnist", mnist)
 DATASETS.add("fashion-mnist", fashion_mnist)
@@ -24,3 +24,4 @@ DATASETS.add("av-mnist", av_mnist)
 DATASETS.add("cg-mnist", cg_mnist)
 DATASETS.add("multi-fmnist", multi_fmnist)
 DATASETS.add("folder", folder)
+DATASETS.add(SEVERAL, several)

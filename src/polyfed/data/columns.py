@@ -100,3 +100,39 @@ class LoadedColumn:
     def gather(self, rows: Tensor) -> Tensor:
         """Load the named rows and stack them."""
         return torch.stack([self.load(int(row)) for row in rows])
+
+
+@dataclass(frozen=True)
+class JoinedColumn:
+    """Columns of several tables one below the other; a row that none of them covers is zero.
+
+    ``pieces`` are the columns, each with the row it begins at. They have one shape and the type ``dtype``.
+    """
+
+    pieces: tuple[tuple[int, Column], ...]
+    length: int
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.pieces[0][1].shape
+
+    @property
+    def resident(self) -> bool:
+        """In memory if all pieces are."""
+        return all(column.resident for _, column in self.pieces)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the named rows; no piece is asked for rows of another."""
+        found = torch.zeros(len(rows), *self.shape, dtype=self.dtype)
+        for start, column in self.pieces:
+            inside = torch.nonzero((rows >= start) & (rows < start + len(column))).flatten()
+            if len(inside) == len(rows) > 0:  # as nearly always: the rows of a client are of one table
+                return column.gather(rows - start)
+            if len(inside):
+                found[inside] = column.gather(rows[inside] - start)
+        return found

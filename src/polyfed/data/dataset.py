@@ -8,6 +8,9 @@ from pathlib import Path
 
 from polyfed.data.samples import Table
 from polyfed.data.schema import Modality, Task
+from polyfed.registry import Registry
+
+DOMAIN = "domain"  # the field that tells, where a dataset has several sources, which of them a row is from
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,7 @@ class Dataset:
 
 # The folder of downloaded sets; None when the user has not named one (a set inside the package needs none).
 Root = Path | None
+
+# Filled by ``polyfed.data.catalog``; here, so that a dataset made of others can build them by name.
+# A builder is called as ``builder(root, **options)`` with the folder of downloaded sets (or None).
+DATASETS: Registry[Dataset] = Registry("dataset")

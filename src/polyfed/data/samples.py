@@ -125,6 +125,14 @@ class Samples:
             self._labelled().span(start, stop),
         )
 
+    def settled(self) -> Samples:
+        """Return the same samples without masks that are true everywhere, as in one part of a table with gaps."""
+        present, labelled = self._present(), self._labelled()
+        if not present.gaps and not labelled.gaps:
+            return self
+        settled = (Masks.over(masks.names, len(self), masks.gaps) for masks in (present, labelled))
+        return Samples(self.table, self.rows, *settled)
+
     def only(self, modalities: Iterable[str], tasks: Iterable[str]) -> Samples:
         """Return the same samples with fewer modalities and tasks."""
         return Samples(self.table, self.rows, self._present().only(modalities), self._labelled().only(tasks))

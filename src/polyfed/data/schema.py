@@ -15,13 +15,18 @@ class Modality:
 
     ``shape`` is that of one sample: ``image`` (channels, height, width), ``audio`` (1, frequency bins, frames: a
     spectrogram), ``sensor`` (channels, time), ``vector`` (features,), ``tokens`` (length,) of ids below
-    ``vocabulary``; id 0 is padding.
+    ``vocabulary``; id 0 is padding. ``family`` names the kind of knowledge that modalities of several datasets have in
+    common, such as ``image`` for ``av_image`` and ``fm_image``; left empty it becomes the modality's own name.
     """
 
     name: str
     kind: ModalityKind
     shape: tuple[int, ...]
     vocabulary: int = 0
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.family or self.name)
 
 
 @dataclass(frozen=True)

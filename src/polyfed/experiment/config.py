@@ -7,9 +7,10 @@ are checked when the file is loaded, and ``polyfed schema`` describes it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal, Union
 
 import torch
@@ -19,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 import polyfed
 from polyfed import strict_yaml
 from polyfed.data.catalog import DATASETS
+from polyfed.data.several import SEVERAL, PartName
 from polyfed.errors import UserError
 from polyfed.experiment import plugins
 from polyfed.explain import explain
@@ -28,6 +30,7 @@ from polyfed.method.selections import SELECTORS
 from polyfed.model.catalog import MODELS
 from polyfed.registry import Chosen, Options, Registry
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
+from polyfed.scenario.groups import Group
 
 VERSION = 1
 LARGEST = 1e30  # of the factors that training multiplies by: float32 ends at 3.4e38
@@ -122,11 +125,25 @@ class _Defaulted(Options):
     model_config = ConfigDict(validate_default=True)
 
 
+class _Scenario(_Defaulted):
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_or_skews(cls, values: Any) -> Any:
+        """Refuse groups beside what they say themselves; with them, there is no number of clients to be given."""
+        if not isinstance(values, Mapping) or values.get("groups") is None:
+            return values
+        for key in ("clients", "modalities", "tasks"):
+            if values.get(key) not in (None, {"name": "all"}, {"name": "all", "only": None}):
+                raise ValueError(f"{key} and groups are both given, but groups say what {key} there are; leave one out")
+        return {**values, "clients": None}
+
+
 @dataclass(frozen=True)
 class ScenarioSection:
     """Who holds what."""
 
     clients: int | None
+    groups: tuple[Group, ...] | None
     partition: Chosen
     modalities: Chosen
     tasks: Chosen
@@ -175,12 +192,25 @@ class Experiment:
 
 def _choice(registry: Registry[Any], **extra: Any) -> Any:
     """Return the type of a section that names one of a registry: a union told apart by its ``name``."""
-    models = [registry.options(name) for name in registry.names()]
+    return _one_of([registry.options(name) for name in registry.names()], **extra)
+
+
+def _one_of(models: Sequence[type[Options]], **extra: Any) -> Any:
+    """Return the union of options models, with further keys in each."""
     if extra:
         models = [create_model(f"{model.__name__}_section", __base__=model, **extra) for model in models]
     if len(models) == 1:
         return models[0]
     return Annotated[Union[tuple(models)], Field(discriminator="name")]  # noqa: UP007 - the members are known at run time only
+
+
+def _data(**extra: Any) -> Any:
+    """Return the type of the section ``data``; the parts of ``several`` are checked as datasets of their own."""
+    single = [DATASETS.options(name) for name in DATASETS.names() if name != SEVERAL]
+    several = DATASETS.options(SEVERAL)
+    parts, meaning = GenericAlias(dict, (PartName, _one_of(single))), several.model_fields["parts"].description
+    fields: dict[str, Any] = {"parts": (parts, Field(min_length=1, description=meaning))}
+    return _one_of([*single, create_model(several.__name__, __base__=several, **fields)], **extra)
 
 
 def schema() -> type[BaseModel]:
@@ -191,6 +221,13 @@ def schema() -> type[BaseModel]:
         "clients": (
             Annotated[int | None, Field(ge=1, description="number of clients; null: one per group of the field")],
             10,
+        ),
+        "groups": (
+            Annotated[
+                list[Group] | None,
+                Field(min_length=1, description="instead of clients, modalities and tasks: so many clients of a kind"),
+            ],
+            None,
         ),
         "partition": (_choice(PARTITIONS), {"name": "iid"}),
         "modalities": (_choice(MODALITY_SETS), {"name": "all"}),
@@ -212,14 +249,14 @@ def schema() -> type[BaseModel]:
         ),
         "test": (Annotated[Share, Field(description="share kept for testing where a set has no test split")], 0.2),
     }
-    scenario = create_model("Scenario", __base__=_Defaulted, **scenario_fields)
+    scenario = create_model("Scenario", __base__=_Scenario, **scenario_fields)
     fields: dict[str, Any] = {
         "version": (Annotated[Literal[1], Field(description="version of this format")], VERSION),
         "name": (Annotated[str, Field(min_length=1, max_length=200, description="shown in reports")], "experiment"),
         "seed": (Annotated[int, Field(ge=0, description="seed of everything random")], 0),
         "rounds": (Annotated[Count, Field(description="communication rounds")], 20),
         "plugins": (Annotated[list[str], Field(description="Python files or modules that register own parts")], []),
-        "data": (_choice(DATASETS, root=(root, None), tasks=(tasks, None)), {"name": "avdigits"}),
+        "data": (_data(root=(root, None), tasks=(tasks, None)), {"name": "avdigits"}),
         "scenario": (scenario, {}),
         "model": (_choice(MODELS), {"name": "modular"}),
         "method": (_choice(METHODS), {"name": "fedavg"}),
@@ -275,10 +312,14 @@ def _experiment(values: dict[str, Any], source: str) -> Experiment:
     scenario = values["scenario"]
     data = dict(values["data"])
     root, tasks = data.pop("root"), data.pop("tasks")
+    groups = None if scenario["groups"] is None else tuple(Group(**group) for group in scenario["groups"])
     per_round = values["select"].get("clients")
-    if per_round is not None and scenario["clients"] is not None and per_round > scenario["clients"]:
+    total, place = scenario["clients"], "scenario.clients is"
+    if groups is not None:
+        total, place = sum(group.clients for group in groups), "the clients of scenario.groups are"
+    if per_round is not None and total is not None and per_round > total:
         raise UserError(
-            f"{source}: select.clients is {per_round}, but scenario.clients is {scenario['clients']}; "
+            f"{source}: select.clients is {per_round}, but {place} {total}; "
             "choose at most as many clients per round as there are"
         )
     return Experiment(
@@ -290,6 +331,7 @@ def _experiment(values: dict[str, Any], source: str) -> Experiment:
         data_tasks=None if tasks is None else tuple(tasks),
         scenario=ScenarioSection(
             scenario["clients"],
+            groups,
             _chosen(scenario["partition"]),
             _chosen(scenario["modalities"]),
             _chosen(scenario["tasks"]),

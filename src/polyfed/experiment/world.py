@@ -86,7 +86,7 @@ def build_world(experiment: Experiment) -> World:
     scenario = experiment.scenario
     federation = build(
         dataset_of(experiment),
-        clients=scenario.clients,
+        clients=scenario.groups or scenario.clients,
         partition=scenario.partition,
         modalities=scenario.modalities,
         tasks=scenario.tasks,
@@ -198,6 +198,8 @@ def _dataset(name: str, options: str, root: str | None) -> Dataset:
 def identity(experiment: Experiment, federation: Federation) -> dict[str, str]:
     """Return what makes a run this run: a checkpoint that differs in any of it belongs to another."""
     parts = {key: experiment.resolved[key] for key in ("seed", "scenario", "model", "method", "select", "train")}
+    if parts["scenario"]["groups"] is None:  # as checkpoints have it that are older than groups
+        parts["scenario"] = {key: value for key, value in parts["scenario"].items() if key != "groups"}
     digests = {key: _digest(value) for key, value in parts.items()}
     files = [Path(plugin) for plugin in experiment.resolved["plugins"] if plugin.endswith(".py")]
     digests["plugins"] = _digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])

@@ -19,13 +19,26 @@ class Outputs(NamedTuple):
 
     ``features[m]`` (batch, width) for each modality in the batch, ``fused`` (batch, fusion width), ``predictions[t]``
     (batch, classes) logits or (batch, *shape of t). ``unimodal[m][t]`` is what a head on the features of modality m
-    alone predicts, where the model has such heads; it means nothing where m is absent.
+    alone predicts, where the model has such heads; it means nothing where m is absent. ``latents`` (batch, width) are
+    those of a mixture of experts' paths, each once, by ``latent_key``; zero where the modality is absent.
     """
 
     features: dict[str, Tensor]
     fused: Tensor
     predictions: dict[str, Tensor]
     unimodal: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+    latents: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def latent_key(modality: str, input_scope: str, output_scope: str) -> str:
+    """Name the latent of a modality's path through the experts of these scopes."""
+    return f"{modality}|{input_scope}|{output_scope}"
+
+
+def latent_type(key: str) -> tuple[str, str]:
+    """Return the input and the output scope of a latent: what the latents of different modalities are compared by."""
+    _, input_scope, output_scope = key.split("|")
+    return input_scope, output_scope
 
 
 class ClientModel(Protocol):

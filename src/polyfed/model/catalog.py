@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polyfed.model.architecture import Architecture
+from polyfed.model.experts import experts
 from polyfed.model.modular import modular
 from polyfed.model.parts import ENCODERS, FUSIONS, HEADS
 from polyfed.registry import Registry
@@ -12,3 +13,4 @@ __all__ = ["ENCODERS", "FUSIONS", "HEADS", "MODELS"]
 # A builder is called as ``builder(modalities, tasks, **options)`` with those of the federation.
 MODELS: Registry[Architecture] = Registry("model")
 MODELS.add("modular", modular)
+MODELS.add("experts", experts)

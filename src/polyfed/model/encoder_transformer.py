@@ -8,11 +8,11 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polyfed.data.schema import Modality
 from polyfed.model.attention import Block, linear, positions
 from polyfed.model.encoders import Count, mean_of_tokens, project, require_fit
+from polyfed.model.patches import Patches, image_shape, pair
 
 Hidden = Annotated[int | None, Field(ge=1, description="width inside; by default that of the features")]
 Layers = Annotated[int, Field(ge=1, description="transformer layers")]
@@ -25,21 +25,16 @@ class PatchTransformer(nn.Module):
 
     def __init__(self, shape: Sequence[int], patch: tuple[int, int], hidden: int, width: int) -> None:
         super().__init__()
-        channels, height, breadth = shape
-        self.patch = patch
-        self.rows, self.columns = math.ceil(height / patch[0]), math.ceil(breadth / patch[1])
-        self.padding = (0, self.columns * patch[1] - breadth, 0, self.rows * patch[0] - height)
-        self.embed = linear(channels * patch[0] * patch[1], hidden)
-        self.positions = positions(self.rows * self.columns, hidden)
+        self._cutting = Patches(image_shape(shape), patch)
+        self.embed = linear(self._cutting.values, hidden)
+        self.positions = positions(self._cutting.count, hidden)
         self.layers = nn.ModuleList()
         self.norm = nn.LayerNorm(hidden)
         self.project = project(hidden, width)
 
     def patches(self, values: Tensor) -> Tensor:
         """(batch, channels, height, width), padded with zeros, -> (batch, patches, channels · patch area)."""
-        padded = functional.pad(values, self.padding)
-        cut = padded.reshape(*padded.shape[:2], self.rows, self.patch[0], self.columns, self.patch[1])
-        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self._cutting.cut(values)
 
     def forward(self, values: Tensor) -> Tensor:
         """values (batch, channels, height, width) -> (batch, width)."""
@@ -52,9 +47,9 @@ class PatchTransformer(nn.Module):
 
 def patch_size(patch: int | tuple[int, int] | None, size: Sequence[int]) -> tuple[int, int]:
     """Return patch height and width; by default about six patches along each axis, of at least two pixels."""
-    if isinstance(patch, int):
-        return patch, patch
-    return patch or (max(2, math.ceil(size[0] / 6)), max(2, math.ceil(size[1] / 6)))
+    if patch is not None:
+        return pair(patch)
+    return max(2, math.ceil(size[0] / 6)), max(2, math.ceil(size[1] / 6))
 
 
 def transformer(

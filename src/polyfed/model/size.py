@@ -11,11 +11,16 @@ from polyfed.model.architecture import Architecture, Outputs, component_of
 
 
 def parameter_count(architecture: Architecture, components: Collection[str]) -> dict[str, int]:
-    """Count the parameters of each of these components, sorted by name."""
-    counts = dict.fromkeys(sorted(components), 0)
-    for name, parameter in architecture.assemble(components).named_parameters():
+    """Count the parameters of each of these components, sorted by name.
+
+    They need not make a model together: those of several clients do not where a component belongs to a modality and a
+    task that no client has both.
+    """
+    everything = architecture.components(tuple(architecture.modalities), tuple(architecture.tasks))
+    counts = dict.fromkeys(everything, 0)
+    for name, parameter in architecture.assemble(everything).named_parameters():
         counts[component_of(name, counts)] += parameter.numel()
-    return counts
+    return {name: counts[name] for name in sorted(components)}
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from polyfed.registry import Chosen
 from polyfed.rng import numpy_generator
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
 from polyfed.scenario.federation import Cards, Federation, Split
+from polyfed.scenario.groups import Domain, Group, across, cast, named_tasks
 from polyfed.scenario.holdings import Holdings, Names, nobody_holds, sets_of, table_of
 from polyfed.scenario.labels import check_targets, strata
 from polyfed.scenario.official_test import deal_test, task_sets
@@ -29,7 +32,7 @@ from polyfed.scenario.usable import usable_of
 def build(
     dataset: Dataset,
     *,
-    clients: int | None,
+    clients: int | Sequence[Group] | None,
     partition: Chosen,
     modalities: Chosen,
     tasks: Chosen,
@@ -44,23 +47,33 @@ def build(
     ``validation`` and ``test`` are the shares of a client's samples that are held out; with an official test table
     ``test`` is not used, each client gets a part of that table. With the ``validation_source`` "shared" a share of the
     training table is held out before it is dealt, and is the validation part of all clients. ``only_tasks`` names the
-    tasks in use (None: classification and regression). The federation keeps row numbers only and makes a client when it
-    is asked for.
+    tasks in use (None: classification and regression, or those that groups name). ``clients`` is their number (None:
+    the partition knows), or groups of them; groups say themselves which modalities and tasks their clients hold, and
+    the partition deals the samples of each domain. The federation keeps row numbers only and makes a client when it is
+    asked for.
 
     Raises UserError for options that do not fit the data, and for a client that would have nothing to train on.
     """
     check_fraction("validation", validation)
     check_fraction("test", test)
+    if isinstance(clients, Sequence) and only_tasks is None:
+        only_tasks = named_tasks(clients, dataset)
     used = tasks_in_use(dataset, only_tasks)
     check_targets(dataset.train.everything(), list(used.values()), f"{dataset.name}, training table")
     pool, shared = dataset.train.everything(), None
     if validation_source == "shared":
         field = partition.options.get("field")
         pool, shared = set_apart(pool, list(used.values()), validation, dataset.unit, field, seed)
-    dealt = deal(dataset, pool, clients, partition, used, seed)
-    count = dealt.clients
-    held = MODALITY_SETS.build(modalities.name, modalities.options, list(dataset.modalities), count, seed)
-    solved = TASK_SETS.build(tasks.name, tasks.options, list(used), count, seed)
+    if isinstance(clients, Sequence):
+        domains, held, solved = cast(clients, dataset, pool, used, seed)
+        dealt = deal_by_domain(dataset, pool, domains, partition, used)
+    else:
+        dealt = deal(dataset, pool, clients, partition, used, seed)
+        count = dealt.clients
+        domains = (Domain(np.arange(count), seed),)
+        held = MODALITY_SETS.build(modalities.name, modalities.options, list(dataset.modalities), count, seed)
+        solved = TASK_SETS.build(tasks.name, tasks.options, list(used), count, seed)
+    check_dealt(dealt, partition.name)
     pool = pool.only({name for names in set(held.sets) for name in names}, used)
     modality_sets = reduced("modality", held, dealt, pool.present)
     task_names = reduced("task", solved, dealt, pool.labelled)
@@ -68,7 +81,7 @@ def build(
     check_trainable(usable, dealt, modality_sets, task_names)
     check_held("modality", pool.modalities, modality_sets)
     check_held("task", list(used), task_names)
-    splitter = Splitter(dataset, pool, used, modality_sets, task_names, seed)
+    splitter = Splitter(dataset, pool, used, modality_sets, task_names, domains, seed)
     kept, tested, test_pool = splitter.test(usable, test, str(partition.options.get("field", "")))
     validating = splitter.cut(kept, validation if shared is None else 0, "validation")
     splits: dict[Split, Rows] = {
@@ -138,13 +151,33 @@ def deal(
         owner = np.empty(len(values), dtype=np.int64)
         owner[whole.positions] = whole.owner
         parts = Parts.of_owners(np.arange(len(pool)), owner[unit.ravel()], whole.clients)
+    return parts
+
+
+def deal_by_domain(
+    dataset: Dataset, pool: Samples, domains: Sequence[Domain], partition: Chosen, used: Mapping[str, Task]
+) -> Parts:
+    """Deal each domain's training samples among its clients; labels are those of tasks that the domain has."""
+
+    def dealt(domain: Domain, samples: Samples) -> Parts:
+        own = {name: task for name, task in dataset.tasks.items() if bool(samples.labelled[name].any())}
+        solved = {name: task for name, task in used.items() if name in own}
+        try:
+            return deal(replace(dataset, tasks=own), samples, len(domain.clients), partition, solved, domain.seed)
+        except UserError as error:
+            raise UserError(f"domain {domain.name!r}: {error}" if domain.name else str(error)) from error
+
+    return across(domains, sum(len(domain.clients) for domain in domains), pool, dealt)
+
+
+def check_dealt(parts: Parts, partition: str) -> None:
+    """Refuse a partition that leaves a client without samples."""
     empty = np.flatnonzero(parts.sizes == 0)
     if len(empty):
         raise UserError(
-            f"client {empty[0]} gets no samples from the partition {partition.name!r} ({len(empty)} of {parts.clients}"
+            f"client {empty[0]} gets no samples from the partition {partition!r} ({len(empty)} of {parts.clients}"
             " clients are empty); raise 'minimum' or use fewer clients"
         )
-    return parts
 
 
 def reduced(kind: str, holdings: Holdings, parts: Parts, masks: Mapping[str, torch.Tensor]) -> list[Names]:
@@ -194,7 +227,7 @@ def client_names(
     highest = np.maximum.reduceat(values, parts.offsets[:-1])
     labels = field_labels.get(str(field))
     return {
-        client: f"{field} {lowest[client] if labels is None else labels[lowest[client]]}"
+        client: f"{field} {lowest[client] if labels is None or lowest[client] < 0 else labels[lowest[client]]}"
         for client in np.flatnonzero(lowest == highest).tolist()
     }
 
@@ -209,10 +242,11 @@ class Splitter:
         tasks: Mapping[str, Task],
         modality_sets: Sequence[Names],
         sets: Sequence[Names],
+        domains: Sequence[Domain],
         seed: int,
     ) -> None:
         self.dataset, self.pool, self.tasks = dataset, pool, tasks
-        self.modality_sets, self.sets, self.seed = modality_sets, sets, seed
+        self.modality_sets, self.sets, self.domains, self.seed = modality_sets, sets, domains, seed
 
     def test(self, parts: Parts, fraction: float, field: str) -> tuple[Parts, Parts, Samples]:
         """Return what the clients keep, their test samples, and the samples which the latter are positions of."""
@@ -222,8 +256,13 @@ class Splitter:
         table = self.dataset.test.everything()
         check_targets(table, list(self.tasks.values()), f"{self.dataset.name}, test table")
         test = table.only(self.pool.modalities, self.tasks)
-        dealt = deal_test(parts, self.pool, test, self.tasks, self.modality_sets, self.sets, field, self.seed)
-        return parts, dealt, test
+        return parts, across(self.domains, parts.clients, test, partial(self._deal_test, parts, field)), test
+
+    def _deal_test(self, parts: Parts, field: str, domain: Domain, test: Samples) -> Parts:
+        """Give the clients of a domain, numbered from 0, their parts of its test samples."""
+        modality_sets, sets = ([held[k] for k in domain.clients] for held in (self.modality_sets, self.sets))
+        mine = parts.among(domain.clients)
+        return deal_test(mine, self.pool, test, self.tasks, modality_sets, sets, field, domain.seed)
 
     def cut(self, parts: Parts, fraction: float, purpose: str) -> BoolArray:
         """Choose a share of each client's samples, (samples,)."""

@@ -57,6 +57,13 @@ class Parts:
         """Return a client's positions."""
         return self.positions[self.span(client)]
 
+    def among(self, clients: IntArray) -> Parts:
+        """Return the parts of some clients (ascending), numbered from 0."""
+        if len(clients) == self.clients:
+            return self
+        keep = np.isin(self.owner, clients)
+        return Parts(self.positions[keep], np.searchsorted(clients, self.owner[keep]), len(clients))
+
     def where(self, keep: BoolArray) -> Parts:
         """Return the parts with only those samples whose flag (samples,) is true."""
         return Parts(self.positions[keep], self.owner[keep], self.clients)

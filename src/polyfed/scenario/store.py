@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyfed.data.samples import Samples
+from polyfed.data.schema import Modality
 from polyfed.scenario.federation import Card, Client, Federation, Split
 from polyfed.scenario.holdings import Names, Skew
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
@@ -43,7 +45,7 @@ class Rows:
         samples = self._kinds.get(kind)
         if samples is None:
             samples = self._kinds[kind] = self.samples.only(*kind)
-        return samples.span(self.offsets.item(card.id), self.offsets.item(card.id + 1))
+        return samples.span(self.offsets.item(card.id), self.offsets.item(card.id + 1)).settled()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,14 @@ def thinned(samples: Samples, masks: Mapping[str, Tensor]) -> Samples:
     return samples.masked({name: mask | ~left for name, mask in masks.items()})
 
 
+def described(modality: Modality) -> dict[str, Any]:
+    """Return a modality as plain values, with its family only where that is not its own name."""
+    values = asdict(modality)
+    if modality.family == modality.name:
+        del values["family"]
+    return values
+
+
 def fingerprint(federation: Federation) -> str:
     """Return a SHA-256 over who holds what: rows, masks, targets, modalities and tasks of every client.
 
@@ -106,7 +116,7 @@ def fingerprint(federation: Federation) -> str:
     are left out.
     """
     digest = hashlib.sha256()
-    schema = [asdict(modality) for modality in federation.modalities.values()]
+    schema = [described(modality) for modality in federation.modalities.values()]
     schema += [asdict(task) for task in federation.tasks.values()]
     digest.update(json.dumps(schema, sort_keys=True).encode())
     light = {name for name, task in federation.tasks.items() if task.kind != "generation"}
