@@ -8,6 +8,7 @@ drive them by hand, the simulator in one process and a network across sites.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -192,7 +193,7 @@ the length of the batch, so that batches may be padded and clients stacked.
 """
 
 
-class Adaptive:
+class Adaptive(ABC):
     """A base for objectives with a memory from one step to the next, or that change gradients before they are used.
 
     Fits with such an objective are never stacked.
@@ -203,9 +204,9 @@ class Adaptive:
         loss, logged, _ = self.loss(model, batch, extra, {})
         return loss, logged
 
+    @abstractmethod
     def loss(self, model: Model, batch: Batch, extra: Groups, memory: Tensors) -> tuple[Tensor, Logged, Tensors]:
         """Return the loss (), what is logged, and the memory for the next step."""
-        raise NotImplementedError
 
     def gradients(self, gradients: Tensors, memory: Tensors, generator: torch.Generator) -> Tensors:
         """Return the gradients to use, by parameter name, given those of the loss and the memory just returned."""
