@@ -49,13 +49,28 @@ SHARED_MODELS = {
 }
 
 
+EXPERTS = {
+    "name": "experts",
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "ratio": 2,
+    "queries": 2,
+    "stems": {"image": {"patch": 4}, "audio": {"patch": 12}},
+}
+MODELS = {"disentafl": {"model": EXPERTS}}
+"""The model of methods that need another one."""
+
+
 def digests(outcome: Outcome) -> tuple[str, str]:
     return outcome.digest, outcome.personal_digest
 
 
 def experiment_of(method: str, path: str = STACKED, **changes: Any) -> Experiment:
     batching = {STACKED: "on", ALONE: "off"}[path]
-    return tiny(**{"method__name": method, "engine__batching": batching, **SHARED_MODELS, **changes})
+    return tiny(
+        **{"method__name": method, "engine__batching": batching, **SHARED_MODELS, **MODELS.get(method, {}), **changes}
+    )
 
 
 # -------------------------------------------------------------------------- promise 1: only shared names leave

@@ -258,8 +258,12 @@ class Loop:
 
     def _evaluate_global(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
         def parameters_of(card: Card) -> Tensors:
-            pooled = simulator.personal_of(0).get("parameters", {}) if self.federation.members else {}
-            return {**self.method.deploy(state, card), **pooled}
+            deployed = self.method.deploy(state, card)
+            if self.federation.members:
+                return {**deployed, **simulator.personal_of(0).get("parameters", {})}
+            # A newcomer's model: what clients keep to themselves has its first values.
+            first = self.method.enrol(simulator.initial, card).get("parameters", {}) if deployed else {}
+            return {**first, **deployed}
 
         found = evaluate_global(self.judged, self.trainer, parameters_of) if self.plan.server_test else None
         if found is not None:

@@ -17,8 +17,10 @@ from polyfed.method.classic import (
     local,
     multi_fedavg,
 )
+from polyfed.method.disentafl import disentafl
 from polyfed.method.fedattn import fedattn
 from polyfed.method.fedhgb import fedhgb
+from polyfed.method.fedmsplit import fedmsplit
 from polyfed.method.fednova import fednova
 from polyfed.method.modality_drop import modality_drop
 from polyfed.method.ogm_ge import ogm_ge
@@ -47,6 +49,8 @@ METHODS.add("ogm-ge", ogm_ge)
 METHODS.add("agm", agm)
 METHODS.add("modality-drop", modality_drop)
 METHODS.add("scaffold", scaffold)
+METHODS.add("disentafl", disentafl)
+METHODS.add("fedmsplit", fedmsplit)
 
 # Methods that train on the pooled federation instead of exchanging anything.
 POOLED = frozenset({"centralized"})

@@ -35,6 +35,12 @@ def latent_key(modality: str, input_scope: str, output_scope: str) -> str:
     return f"{modality}|{input_scope}|{output_scope}"
 
 
+def latent_modality(key: str) -> str:
+    """Return the modality of a latent."""
+    modality, _, _ = key.split("|")
+    return modality
+
+
 def latent_type(key: str) -> tuple[str, str]:
     """Return the input and the output scope of a latent: what the latents of different modalities are compared by."""
     _, input_scope, output_scope = key.split("|")
