@@ -9,7 +9,6 @@ docs/results/bmsfed.notes.md.
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from statistics import mean
 
 import torch
 from sweep import (
+    ROOT,
     SEEDS,
     Found,
     Plan,
@@ -29,13 +29,13 @@ from sweep import (
     server_accuracies,
     table,
     validation_accuracy,
+    write_page,
 )
 
 import polyfed
 from polyfed.experiment import config
 from polyfed.experiment.config import Experiment
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples" / "bmsfed"
 RATES = (0.01, 0.03, 0.1)
 TUNED_ON = "dirichlet"
@@ -239,15 +239,5 @@ def page(runs: Path, datasets: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/bmsfed"), help="folder of the results of single runs")
-    parser.add_argument("--datasets", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="default: all")
-    given = parser.parse_args()
-    target = ROOT / "docs" / "results" / "bmsfed.md"
-    target.write_text(page(given.runs, given.datasets), encoding="utf-8")
-    print(target)
-
-
 if __name__ == "__main__":
-    main()
+    write_page("bmsfed", __doc__, MODALITIES, page)

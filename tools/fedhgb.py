@@ -9,7 +9,6 @@ docs/results/fedhgb.notes.md.
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -18,6 +17,7 @@ from statistics import mean
 
 import torch
 from sweep import (
+    ROOT,
     SEEDS,
     Found,
     Plan,
@@ -30,6 +30,7 @@ from sweep import (
     server_accuracies,
     table,
     validation_accuracy,
+    write_page,
 )
 
 import polyfed
@@ -39,7 +40,6 @@ from polyfed.experiment.world import build_world
 from polyfed.report.agreement import correlation_within
 from polyfed.report.convergence import convergence_rounds, rounds_to
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples" / "fedhgb"
 RATES = (0.01, 0.03, 0.1, 0.3)
 TUNED_ON = "mixed"
@@ -277,15 +277,5 @@ def page(runs: Path, datasets: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/fedhgb"), help="folder of the results of single runs")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="default: all")
-    given = parser.parse_args()
-    target = ROOT / "docs" / "results" / "fedhgb.md"
-    target.write_text(page(given.runs, given.datasets), encoding="utf-8")
-    print(target)
-
-
 if __name__ == "__main__":
-    main()
+    write_page("fedhgb", __doc__, DATASETS, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import polyfed
 from polyfed.experiment.config import Experiment
 from polyfed.report.history import Curve
 
+ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1, 2)
 
 Records = Sequence[Mapping[str, Any]]
@@ -126,3 +128,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def finals(found: Iterable[Found]) -> list[float]:
     """Return the final accuracy of each seed."""
     return [final(each) for each in found]
+
+
+def write_page(
+    name: str, about: str | None, datasets: Mapping[str, object], page: Callable[[Path, Sequence[str]], str]
+) -> None:
+    """Read the command line, run what is missing and write docs/results/NAME.md."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="folder of the results of single runs")
+    parser.add_argument("--datasets", nargs="+", choices=datasets, default=list(datasets), help="default: all")
+    given = parser.parse_args()
+    target = ROOT / "docs" / "results" / f"{name}.md"
+    target.write_text(page(given.runs, given.datasets), encoding="utf-8")
+    print(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from polyfed.method.protocol import Clock, Cohort, Expects, Groups, Reducer, Reply
@@ -53,6 +53,18 @@ class Companion(Protocol):
     def watch(self, held: Groups, asked: Asked) -> Reducer[Groups]:
         """Return a reducer that is fed the replies and returns what is kept from now on."""
         ...
+
+
+@dataclass
+class Watching:
+    """A base for reducers: remembers whose replies were added, in ``clients``."""
+
+    clients: list[ClientId] = field(default_factory=list, init=False)
+
+    @property
+    def counted(self) -> tuple[ClientId, ...]:
+        """Clients whose replies were added."""
+        return tuple(self.clients)
 
 
 class Unwatched:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyfed.data.schema import Task
 from polyfed.method.balance import classified, expected_balance, key_of, kinds
-from polyfed.method.companion import Asked, Unaccompanied
+from polyfed.method.companion import Asked, Unaccompanied, Watching
 from polyfed.method.enhancement import PROTOTYPES
 from polyfed.method.protocol import Clock, Expected, Expects, Groups, Reducer, Reply
 from polyfed.method.prototypes import known
@@ -96,19 +96,13 @@ def anything(held: Groups) -> bool:
 
 
 @dataclass
-class ClassMeans:
+class ClassMeans(Watching):
     """Σ_k n_kc c_kc / Σ_k n_kc for each class, over the clients that know it."""
 
     before: Tensors
     roster: Roster
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: dict[str, Tensor] = field(default_factory=dict)
-    clients: list[ClientId] = field(default_factory=list)
-
-    @property
-    def counted(self) -> tuple[ClientId, ...]:
-        """Clients whose replies were added."""
-        return tuple(self.clients)
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in; a client cannot count more samples than it is said to have."""

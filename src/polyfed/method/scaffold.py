@@ -14,7 +14,7 @@ from polyfed.data.samples import Batch
 from polyfed.errors import UserError
 from polyfed.method.averaging import Averaging, Components, Context, named_by
 from polyfed.method.classic import MissingRule
-from polyfed.method.companion import Asked, Unaccompanied
+from polyfed.method.companion import Asked, Unaccompanied, Watching
 from polyfed.method.fednova import local_norm
 from polyfed.method.objective import supervised
 from polyfed.method.protocol import Expected, Expects, Fit, Fitted, Groups, Model, Reducer, Reply, Request, fit
@@ -115,19 +115,13 @@ class Controls(Unaccompanied):
 
 
 @dataclass
-class Changes:
+class Changes(Watching):
     """c + Σ_k q_k (c_k+ − c_k), where q_k is client k's share among all clients that hold a component, asked or not."""
 
     before: Tensors
     roster: Roster
     counting: Counting
     sums: dict[str, Tensor] = field(default_factory=dict)
-    clients: list[ClientId] = field(default_factory=list)
-
-    @property
-    def counted(self) -> tuple[ClientId, ...]:
-        """Clients whose replies were added."""
-        return tuple(self.clients)
 
     def _weight(self, card: Card) -> float:
         return float(card.examples) if self.counting == "examples" else 1.0

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyfed.errors import UserError
-from polyfed.method.companion import Asked
+from polyfed.method.companion import Asked, Watching
 from polyfed.method.facility import Draw, enough, lazy_greedy, represented, stochastic_greedy
 from polyfed.method.protocol import Clock, Cohort, Conversation, Groups, Reducer, Reply, untrained
 from polyfed.method.select import Draft, Everyone, PerRound, Selector, Weigh, check_size, ids_of, whole_cohort
@@ -46,7 +46,7 @@ def drawing(clock: Clock) -> Draw:
 
 
 @dataclass
-class Renewal:
+class Renewal(Watching):
     """Renews the updates of clients from their replies; ``tracks`` tells which of each client's.
 
     For tracks in ``gradients`` it is not the update that counts but the group of that name in the reply, times
@@ -63,13 +63,7 @@ class Renewal:
     gradients: Mapping[str, str] = field(default_factory=dict)
     scale: Callable[[str, ClientId], float] = lambda track, client: 1.0
     new: dict[str, dict[ClientId, Tensor]] = field(default_factory=dict)
-    clients: list[ClientId] = field(default_factory=list)
     _blocks: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def counted(self) -> tuple[ClientId, ...]:
-        """Clients whose replies were added."""
-        return tuple(self.clients)
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in; where nothing was trained, nothing is learnt."""

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from polyfed.data.samples import Samples
 from polyfed.errors import UserError
-from polyfed.method.companion import Asked, Unwatched
+from polyfed.method.companion import Asked, Unwatched, Watching
 from polyfed.method.objective import supervised
 from polyfed.method.protocol import (
     ClientStep,
@@ -146,18 +146,12 @@ def loss_of(card: Card, numbers: Mapping[str, float]) -> float | None:
 
 
 @dataclass
-class LastLosses:
+class LastLosses(Watching):
     """Renews the losses of those who took part."""
 
     memory: Groups
     asked: Asked
     found: dict[ClientId, float] = field(default_factory=dict)
-    clients: list[ClientId] = field(default_factory=list)
-
-    @property
-    def counted(self) -> tuple[ClientId, ...]:
-        """Clients whose replies were added."""
-        return tuple(self.clients)
 
     def add(self, client: ClientId, reply: Reply) -> None:
         """Take one reply in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -36,7 +37,7 @@ def types(family: str, task: str) -> list[Type]:
     return [(GENERAL, GENERAL), (GENERAL, task), (family, GENERAL), (family, task)]
 
 
-class ExpertsModel(nn.Module):
+class ExpertsModel(nn.Module, ABC):
     """What both models have in common: stems, heads and the names of their parts, which are those of components."""
 
     def __init__(self, components: Mapping[str, nn.Module], families: Mapping[str, str], sizes: Sizes) -> None:
@@ -68,9 +69,9 @@ class ExpertsModel(nn.Module):
         tokens = {m: self.stem[m](kept(batch.inputs[m], here[m])) for m in used}
         return self._outputs(tokens, here, tasks)
 
+    @abstractmethod
     def _outputs(self, tokens: Mapping[str, Tokens], here: Presence, tasks: Sequence[str]) -> Outputs:
         """Compute everything from the tokens of the modalities in use, of which there is at least one."""
-        raise NotImplementedError
 
     def _without(self, batch: Batch, tasks: Sequence[str]) -> Outputs:
         """Predict from no modality at all."""
