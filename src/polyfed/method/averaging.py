@@ -10,7 +10,7 @@ from typing import Literal
 from polyfed.data.schema import Task
 from polyfed.errors import UserError
 from polyfed.method.combine import Combine, diluted, mean_over_holders
-from polyfed.method.companion import Asked, Companion, Together, Unaccompanied
+from polyfed.method.companion import INACTIVE, Asked, Companion, Together, Unaccompanied
 from polyfed.method.protocol import (
     ClientStep,
     Clock,
@@ -79,9 +79,6 @@ class AveragingState:
 
 EPOCHS = "epochs"
 """The number of an order to start: local epochs of the start-up pass."""
-
-INACTIVE = "inactive"
-"""The group of an order that holds the components which a client does not train this time."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyfed.data.schema import Task
 from polyfed.errors import UserError
+from polyfed.method.companion import INACTIVE
 from polyfed.method.protocol import Embed, Expected, Expects, Groups, Request, embed
 from polyfed.method.prototypes import class_means, class_sums, nearest
 from polyfed.method.training import Local, Trained, Training
@@ -102,7 +103,7 @@ def check_classified(tasks: Mapping[str, Task], method: str) -> None:
 
 def whole_model(training: Training, trained: Tensors) -> dict[str, Tensor]:
     """Join what a client trained with the components that it was sent but did not train."""
-    return {**training.groups.get("inactive", {}), **trained}
+    return {**training.groups.get(INACTIVE, {}), **trained}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from polyfed.method.protocol import Clock, Cohort, Expects, Groups, Reducer, Rep
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import Card, ClientId, Roster
 
+INACTIVE = "inactive"
+"""The group of an order that holds the components which a client does not train this time."""
+
 
 @dataclass(frozen=True)
 class Asked:
