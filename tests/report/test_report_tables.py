@@ -95,6 +95,16 @@ def test_less_is_better_for_errors(run_with: Build, metric: str) -> None:
     assert [Column("t", metric) in row.wins for row in table.rows] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("metric", "cells"), [("psnr", ["20.00", "**21.50**"]), ("ssim", ["20.000", "**21.500**"])], ids=["psnr", "ssim"]
+)
+def test_more_is_better_for_quality(run_with: Build, metric: str, cells: list[str]) -> None:
+    found = [("fedavg", 20.0), ("fedprox", 21.5)]
+    table = comparison_table([run_with(method, 0, {"t": {metric: {"mean": mean}}}) for method, mean in found])
+    assert [line[3] for line in table.lines(bold=lambda text: f"**{text}**")] == cells
+    assert ("(dB)" in table.headings[3]) == (metric == "psnr")
+
+
 def test_ties_are_won_by_all_and_a_lone_method_wins_nothing(run_with: Build) -> None:
     one, two = (run_with(method, 0, accuracy(0.9, 0.9, 0.9)) for method in ("fedavg", "fedprox"))
     assert [len(row.wins) for row in comparison_table([one, two]).rows] == [3, 3]
@@ -136,6 +146,27 @@ def test_options_that_are_not_the_defaults_stay_in_the_label(run_with: Build) ->
     options = {"mu": 0.1, "missing": "renormalise"}
     found = variants([run_with("fedprox", 0, {}, options=options), run_with("fedavg", 0, {})])
     assert [one.label for one in found] == ["fedprox[mu=0.1]", "fedavg"]
+
+
+def test_labels_name_what_was_chosen_of_a_selection(run_with: Build) -> None:
+    choices: list[dict[str, object]] = [
+        {"name": "random", "clients": 5},
+        {"name": "pow-d", "clients": 5, "candidates": None, "estimate": "whole"},
+        {"name": "pow-d", "clients": 5, "candidates": None, "estimate": "batch"},
+    ]
+
+    def labels(chosen: list[dict[str, object]]) -> list[str]:
+        runs = [run_with("fedavg", 0, {}) for _ in chosen]
+        made = [
+            replace(run, experiment={**run.experiment, "select": held}) for run, held in zip(runs, chosen, strict=True)
+        ]
+        return [one.label for one in variants(made)]
+
+    first, second, third = labels(choices)
+    assert (first, second) == ("fedavg[select.name=random]", "fedavg[select.name=pow-d]")
+    assert third == "fedavg[select.name=pow-d,select.estimate=batch]"
+    same = labels(choices[1:])  # of one selection, what differs is told even at its default
+    assert same == ["fedavg[select.estimate=whole]", "fedavg[select.estimate=batch]"]
 
 
 def test_whole_numbers_are_one_setting_however_they_are_written(run_with: Build) -> None:

@@ -9,11 +9,18 @@ from typing import Any
 
 from polyfed.errors import UserError
 from polyfed.method.catalog import METHODS
+from polyfed.method.selections import SELECTORS
+from polyfed.registry import Registry
 from polyfed.report.formats import short
 from polyfed.report.records import RunData
 
 OPTION = "method."
 """How the paths of a method's name and options begin."""
+
+SELECTION = "select."
+"""How the paths of a selection's name and options begin."""
+
+SELECTION_NAME = f"{SELECTION}name"
 
 IGNORED = frozenset({"version", "name", "seed", "baseline", "engine", "resolved_with"})
 """Settings that do not make another experiment of a run."""
@@ -35,7 +42,7 @@ def variants(runs: Sequence[RunData]) -> list[Variant]:
     """Group runs by method and settings, in the order in which they first appear.
 
     A label is the method's name with the options that are not the method's defaults and, where that is not enough,
-    the settings that differ or the experiment's name.
+    the settings that differ (of a selection's options, those that are not its defaults) or the experiment's name.
     Raises UserError if two runs cannot be told apart.
     """
     groups: dict[tuple[str, str], list[RunData]] = {}
@@ -116,8 +123,8 @@ def _labels(parts: Sequence[Sequence[RunData]]) -> list[str]:
     for held, method, table in zip(parts, methods, tables, strict=True):
         rivals = [other for name, other in zip(methods, tables, strict=True) if name == method]
         differing = [path for path in table if any(other.get(path) != table[path] for other in rivals)]
-        others = [path for path in differing if not path.startswith(OPTION)]
-        mentioned = {*differing, *_chosen(method, table)}
+        others = [path for path in differing if not path.startswith(OPTION) and not _usual(path, table, rivals)]
+        mentioned = {*differing, *_chosen(METHODS, method, OPTION, table)}
         options = [path for path in table if path in mentioned and path.startswith(OPTION)]
         told = ",".join(f"{path.removeprefix(OPTION)}={table[path]}" for path in [*options, *others[:3]])
         named = method if len(rivals) == 1 else f"{method} ({held[0].summary.experiment})"
@@ -125,18 +132,28 @@ def _labels(parts: Sequence[Sequence[RunData]]) -> list[str]:
     return _numbered(labels)
 
 
-def _chosen(method: str, table: Settings) -> list[str]:
-    """Return the paths of the method's options that are not at their defaults; none of a method unknown here."""
-    if method not in METHODS:
+def _usual(path: str, table: Settings, rivals: Sequence[Settings]) -> bool:
+    """Whether a path is an option of the selection that need not be told: at its default, where names differ."""
+    if not path.startswith(SELECTION) or path == SELECTION_NAME:
+        return False
+    name = table.get(SELECTION_NAME, "")
+    if all(other.get(SELECTION_NAME) == name for other in rivals):
+        return False
+    return name in SELECTORS and path not in _chosen(SELECTORS, name, SELECTION, table)
+
+
+def _chosen(registry: Registry[Any], name: str, beginning: str, table: Settings) -> list[str]:
+    """Return the paths of the options of what is registered that are not at their defaults; none of what is unknown."""
+    if name not in registry:
         return []
-    described = METHODS.options(method).model_json_schema()["properties"]
+    described = registry.options(name).model_json_schema()["properties"]
     defaults = {
         path: _text(value)
         for option, schema in described.items()
         if "default" in schema
-        for path, value in _leaves(schema["default"], ("method", option))
+        for path, value in _leaves(schema["default"], (beginning.removesuffix("."), option))
     }
-    return [path for path in table if path.startswith(OPTION) and table[path] != defaults.get(path)]
+    return [path for path in table if path.startswith(beginning) and table[path] != defaults.get(path)]
 
 
 def _numbered(labels: Sequence[str]) -> list[str]:
