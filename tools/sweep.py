@@ -61,7 +61,7 @@ class Sweep:
         found = {**self.digest(plan, records), "experiment": key}
         self.runs.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found))
-        print(file.name, f"accuracy {final(found):.3f}", flush=True)
+        print(file.name, f"validation accuracy {found['validation']:.3f}", flush=True)
         return found
 
     def tuned(self, plans: Iterable[Plan], rates: Sequence[float]) -> dict[str, float]:
