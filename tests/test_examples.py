@@ -17,6 +17,7 @@ import polyfed
 from polyfed.command.listing import KINDS
 from polyfed.engine.trainer import Trainer
 from polyfed.experiment import config
+from tests.multimedia import write_mosei, write_vehicle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, dict[str, Any]] = {
@@ -124,6 +125,7 @@ ONE_EACH = (
     "bmsfed/cg_mnist_iid",
     "bmsfed/uci_har_iid",
     "disentafl/scenario1",
+    "disentafl/uci_har",
     "fedhgb/av_mnist_a",
     "fedhgb/uci_har_c",
 )
@@ -147,6 +149,27 @@ def test_experiments_of_papers_run(name: str) -> None:
     result = polyfed.run(config.load(EXAMPLES / f"{name}.yaml", {**quick, "rounds": 1, "train.batch_size": 256}))
     assert result.summary["rounds"] == 1
     assert all(client["metrics"] for client in result.summary["clients"])
+
+
+def test_the_second_scenario_of_disentafl_runs_on_files_of_its_layout(tmp_path: Path) -> None:
+    write_mosei(tmp_path, rows=320)
+    write_vehicle(tmp_path, nodes=23, rows=24)
+    changes = {"data.root": str(tmp_path), "rounds": 1, "model.width": 8}
+    result = polyfed.run(config.load(EXAMPLES / "disentafl/scenario2.yaml", changes))
+    assert len(result.summary["clients"]) == 34
+    assert set(result.summary["tasks"]) == {"emotions", "sentiment", "vehicle"}
+    assert all(client["metrics"] for client in result.summary["clients"])
+    assert result.world.federation.modalities["vehicle_audio"].family == "audio", "knowledge of sound is shared"
+
+
+@pytest.mark.parametrize("name", ["scenario2", "uci_har"])
+@pytest.mark.parametrize(("rho", "clients"), [(1, 36), (0.5, 34), (0, 20)])
+def test_the_second_scenario_of_disentafl_has_as_many_clients_as_rho_says(name: str, rho: float, clients: int) -> None:
+    experiment = config.load(EXAMPLES / f"disentafl/{name}.yaml", {"scenario.rho": rho})
+    groups = experiment.scenario.groups
+    assert groups is not None
+    assert len(groups) == 14
+    assert sum(group.clients for group in groups) == clients
 
 
 def lookup(resolved: Any, key: str) -> Any:

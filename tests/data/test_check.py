@@ -10,8 +10,10 @@ from polyfed.data.check import KNOWN, check, status
 from polyfed.data.origins import ORIGINS, Built
 from polyfed.errors import UserError
 
+CONVERTED = {"cmu-mosei", "vehicle-sensor"}  # by their user, from files that polyfed's tests do not have
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
+
+@pytest.mark.parametrize("name", sorted(KNOWN.keys() - CONVERTED))
 def test_the_published_sets_are_sound(published: Path, name: str) -> None:
     assert check(name, published) == []
 
@@ -70,4 +72,5 @@ def test_the_status_lists_every_set(tmp_path: Path) -> None:
 
 
 def test_the_status_of_the_published_sets(published: Path) -> None:
-    assert all(entry.found for entry in status(published))
+    found = {entry.name for entry in status(published) if entry.found}
+    assert found >= set(ORIGINS) - CONVERTED

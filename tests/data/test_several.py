@@ -268,7 +268,9 @@ def test_generation_targets_of_other_sizes_are_refused_until_renamed(small_root:
         "av": {"name": "av-mnist", "generation": True, "size": 8},
         "fm": {"name": "multi-fmnist", "generation": True, "size": 9},
     }
-    with pytest.raises(UserError, match=r"'clean_audio' is generation of shape \(1, 8, 8\) in 'av', but .*\(1, 9, 9\)"):
+    with pytest.raises(
+        UserError, match=r"'clean_audio' is generation \(audio\) of shape \(1, 8, 8\) in 'av', but .*\(1, 9, 9\)"
+    ):
         DATASETS.build("several", {"parts": parts}, small_root)
     dataset = DATASETS.build("several", {"parts": parts, "rename": {"fm": {"clean_audio": "spoken"}}}, small_root)
     assert dataset.tasks["spoken"].shape == (1, 9, 9)

@@ -102,6 +102,20 @@ def test_three_modalities_set_gravity_apart_and_subjects_are_split(original: Pat
     np.testing.assert_allclose(gravity.T, (THIRD[:128, 6:] - THIRD[:128, :3] - mean) / deviation, atol=1e-5)
 
 
+def test_more_tasks_tell_moving_from_still_and_how_strongly(original: Path) -> None:
+    data = uci_har(original, modalities="three", more_tasks=True)
+    assert list(data.tasks) == ["activity", "moving", "intensity"]
+    assert list(uci_har(original).tasks) == ["activity"]
+    batch = data.train.everything().batch()
+    assert batch.targets["activity"].tolist() == [4, 4, 4, 0, 5, 1]
+    assert batch.targets["moving"].tolist() == [0, 0, 0, 1, 0, 1]
+    strength = np.sqrt((FIRST[64:192, :3] ** 2).sum(1).mean())
+    assert batch.targets["intensity"][1].item() == pytest.approx((np.log(strength) + 2.7717) / 1.6970, abs=1e-5)
+    tested = uci_har(original, split="subject", more_tasks=True).test
+    assert tested is not None
+    assert tested.everything().batch().targets["intensity"].tolist() == batch.targets["intensity"][4:].tolist()
+
+
 def test_windows_are_cut_from_the_signal_when_asked_for() -> None:
     column = WindowColumn(torch.arange(20.0).view(10, 2), torch.tensor([0, 3, 6]), 4)
     assert (len(column), column.shape) == (3, (2, 4))
@@ -159,6 +173,11 @@ def test_the_published_windows_have_the_known_counts(published: Path) -> None:
     per_subject = torch.bincount(whole.fields["subject"])[1:].tolist()
     assert (per_subject[0], per_subject[7], per_subject[24], per_subject[29]) == (347, 281, 409, 383)
     assert set(data.test.fields["subject"].tolist()) == {2, 4, 9, 10, 12, 13, 18, 20, 24}
+    intensity = DATASETS.build("uci-har", {"split": "subject", "more_tasks": True}, published).train.targets[
+        "intensity"
+    ]
+    values = intensity.gather(torch.arange(7352))
+    assert (values.mean().abs() < 1e-3, (values.std() - 1).abs() < 1e-3) == (True, True)
     for column in data.train.inputs.values():
         values = column.gather(torch.arange(0, 7352))
         assert values.mean((0, 2)).abs().max() < 1e-3

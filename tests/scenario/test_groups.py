@@ -17,11 +17,11 @@ from polyfed.data.schema import Task
 from polyfed.data.several import joined
 from polyfed.errors import UserError
 from polyfed.experiment import config
-from polyfed.experiment.world import build_world
+from polyfed.experiment.world import as_before, build_world
 from polyfed.registry import Chosen
 from polyfed.scenario.build import build
 from polyfed.scenario.federation import Client, Federation
-from polyfed.scenario.groups import Group
+from polyfed.scenario.groups import Group, multiplied
 from polyfed.scenario.store import fingerprint
 
 LABELS = [0, 1, 2] * 20
@@ -346,6 +346,108 @@ def test_groups_survive_being_resolved_and_read_again() -> None:
 def test_wrong_groups_are_refused_when_the_experiment_is_loaded(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config.parse(config.changed(EXPERIMENT, changes))
+
+
+# ------------------------------------------------------------------------------------------------ multiplied by rho
+
+
+def sized(*sizes: tuple[int, str | None]) -> tuple[Group, ...]:
+    return tuple(Group(clients=count, times=times, modalities=["image"], tasks=["digit"]) for count, times in sizes)
+
+
+def counts(groups: tuple[Group, ...] | None) -> list[int]:
+    assert groups is not None
+    return [group.clients for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("rho", "expected"),
+    [(1, [3, 0, 4]), (0.5, [2, 5, 4]), (0, [0, 10, 4]), (0.95, [3, 1, 4]), (0.85, [3, 2, 4]), (0.16, [0, 8, 4])],
+)
+def test_groups_are_multiplied_and_halves_are_rounded_up(rho: float, expected: list[int]) -> None:
+    assert counts(multiplied(sized((3, "rho"), (10, "1-rho"), (4, None)), rho)) == expected
+
+
+def test_without_rho_groups_stay_as_they_are() -> None:
+    groups = sized((3, None), (1, None))
+    assert multiplied(groups, None) is groups
+    assert multiplied(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "rho", "message"),
+    [
+        (sized((3, None)), 0.5, r"scenario\.rho is 0\.5, but no group of scenario\.groups is multiplied by it; write"),
+        (None, 0, r"scenario\.rho is 0, but no group"),
+        (
+            sized((3, None), (2, "1-rho")),
+            None,
+            r"scenario\.groups\.1: times is '1-rho', but scenario\.rho is not given",
+        ),
+        (sized((3, "rho")), 0.1, r"no client is left at the scenario\.rho 0\.1"),
+    ],
+)
+def test_rho_and_times_need_each_other(groups: tuple[Group, ...] | None, rho: float | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        multiplied(groups, rho)
+
+
+def test_a_group_without_clients_plays_no_part() -> None:
+    """Its domain and task are not used; the others keep their numbers in messages."""
+    groups = [
+        Group(clients=2, times="rho", domain="y", modalities=["image"], tasks=["mark"]),
+        Group(clients=2, times="1-rho", domain="x", modalities=["image"], tasks=["digit"]),
+    ]
+    left = multiplied(tuple(groups), 0)
+    assert left is not None
+    federation = cast(two(), left)
+    assert (len(federation.cards), list(federation.tasks), list(federation.modalities)) == (2, ["digit"], ["x_image"])
+    with pytest.raises(UserError, match=r"scenario\.groups\.1, domain 'x': unknown modality 'sound'"):
+        cast(two(), [left[0], left[1].model_copy(update={"modalities": ["sound"]})])
+
+
+def test_rho_in_an_experiment_is_kept_as_it_was_written() -> None:
+    groups = [{**group, "times": "rho"} for group in EXPERIMENT["scenario"]["groups"]]
+    changes = {"scenario.groups": groups, "scenario.rho": 0.5, "engine.workers": 1}
+    experiment = config.parse(config.changed(EXPERIMENT, changes))
+    assert counts(experiment.scenario.groups) == [1, 1, 1]
+    assert config.parse(experiment.resolved).resolved == experiment.resolved
+    assert counts(experiment.with_({"scenario.rho": 1}).scenario.groups) == [1, 2, 1]
+    for rho in (1.5, -0.1):
+        with pytest.raises(UserError, match=rf"scenario\.rho: {rho} is not allowed"):
+            experiment.with_({"scenario.rho": rho})
+    with pytest.raises(UserError, match=r"experiment: scenario\.groups\.0: times is 'rho', but scenario\.rho is not"):
+        experiment.with_({"scenario.rho": None})
+
+
+def test_a_checkpoint_older_than_rho_is_still_that_of_its_run() -> None:
+    scenario = config.parse(EXPERIMENT).resolved["scenario"]
+    assert (scenario["rho"], scenario["groups"][0]["times"]) == (None, None)
+    before = as_before(scenario)
+    assert "rho" not in before
+    assert [set(group) for group in before["groups"]] == [{"clients", "domain", "modalities", "tasks"}] * 3
+    assert before.keys() == scenario.keys() - {"rho"}
+    used = {**scenario, "rho": 0.5}
+    assert as_before(used) == used
+
+
+# ------------------------------------------------------------------------------------------------ natural in one domain
+
+
+def test_a_field_of_one_domain_alone_deals_that_domain_and_the_others_are_dealt_equally() -> None:
+    clips = [row // 20 for row in range(60)]
+    plain = replace(one(clips=clips, tests=0), unit=None)
+    federation = cast(
+        joined({"x": plain, "y": other(0)}),
+        partition=Chosen("natural", {"field": "x_clip"}),
+        groups=[group(3, "x", ["image"], ["digit"]), group(4, "y", ["image"], ["mark"])],
+    )
+    clients = list(federation.clients())
+    for clip, client in enumerate(clients[:3]):
+        assert set(client.train.field("x_clip").tolist()) == {clip}
+        assert client.card.name == f"x_clip {clip}"
+    assert [client.card.name for client in clients[3:]] == [f"client {k}" for k in range(3, 7)]
+    assert [len(all_rows(client)) + len(client.test) for client in clients[3:]] == [12] * 4
 
 
 def test_a_family_counts_in_the_fingerprint_only_where_it_is_not_the_own_name() -> None:

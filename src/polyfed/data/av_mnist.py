@@ -58,7 +58,7 @@ def av_mnist(
     tasks = {"digit": Task("digit", "classification", classes=10, labels=DIGIT_NAMES)}
     if generation:
         tasks["clean_image"] = Task("clean_image", "generation", shape=(1, 28, 28))
-        tasks["clean_audio"] = Task("clean_audio", "generation", shape=(1, size, size))
+        tasks["clean_audio"] = Task("clean_audio", "generation", shape=(1, size, size), form="audio")
     return Dataset(
         name="av-mnist",
         modalities={

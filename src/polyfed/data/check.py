@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyfed.data import fsdd, mnist, uci_har_files
+from polyfed.data import cmu_mosei_files, fsdd, mnist, uci_har_files, vehicle_sensor
 from polyfed.data.dataset import Root
 from polyfed.data.idx import content
 from polyfed.data.origins import ORIGINS, Built
@@ -135,6 +135,11 @@ def _uci_har(root: Root, found: Found) -> list[str]:
     return [line for line in wrong if line]
 
 
+def _reads(read: Callable[[Root], object], root: Root, found: Found) -> list[str]:
+    read(root)  # raises; what the user converted himself has no checksum
+    return []
+
+
 def _checksums(expected: tuple[str, ...], root: Root, found: Found) -> list[str]:
     pairs = zip(found.paths, expected, strict=True)
     return [line for path, digest in pairs if (line := _differs(f"{path}: sha256", digest, _sha256(path)))]
@@ -154,6 +159,8 @@ KNOWN: Mapping[str, Known] = {
     "fashion-mnist": Known("Fashion-MNIST", mnist.layouts("fashion_mnist"), partial(_idx, "fashion_mnist")),
     "fsdd": Known("The Free Spoken Digit Dataset", fsdd.LAYOUTS, _fsdd),
     "uci-har": Known("UCI HAR", uci_har_files.LAYOUTS, _uci_har),
+    "cmu-mosei": Known("CMU-MOSEI", cmu_mosei_files.LAYOUTS, partial(_reads, cmu_mosei_files.parts)),
+    "vehicle-sensor": Known("Vehicle Sensor", vehicle_sensor.LAYOUTS, partial(_reads, vehicle_sensor.vehicle_sensor)),
     "coco-mini": Known(
         "coco_mini",
         (Layout("packed", (("coco_mini/images.tar",), ("coco_mini/annotations.jsonl.gz",))),),

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from polyfed import strict_yaml
-from polyfed.data.schema import Modality, ModalityKind, Task, TaskKind
+from polyfed.data.schema import Form, Modality, ModalityKind, Task, TaskKind
 from polyfed.errors import UserError
 from polyfed.explain import explain
 
@@ -80,7 +80,8 @@ class TaskPart(Entry):
     def task(self, name: str) -> Task:
         """Return the task this entry describes."""
         labels = self.labels or ()
-        return Task(name, self.kind, self.shape, self.classes or len(labels), labels)
+        form: Form = "audio" if "seconds" in self.model_fields_set else "image"  # only sound has a length in seconds
+        return Task(name, self.kind, self.shape, self.classes or len(labels), labels, form)
 
 
 class Description(Part):

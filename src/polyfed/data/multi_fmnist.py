@@ -65,7 +65,7 @@ def multi_fmnist(
             for test, (table, part, rows) in enumerate(zip(tables, numbers, (chosen, everything), strict=True))
         ]
         tasks["clean_image"] = Task("clean_image", "generation", shape=(1, PICTURE, PICTURE))
-        tasks["clean_audio"] = Task("clean_audio", "generation", shape=(1, size, size))
+        tasks["clean_audio"] = Task("clean_audio", "generation", shape=(1, size, size), form="audio")
     image = Modality("image", "image", (1, CANVAS, CANVAS))
     return Dataset("multi-fmnist", {"image": image}, tasks, train=tables[0], test=tables[1])
 

@@ -93,6 +93,16 @@ ORIGINS: Mapping[str, Origin] = {
         "ScienceQA is licensed CC BY-NC-SA 4.0; get it from its authors (arXiv:2209.09513). Put "
         "scienceqa_text.jsonl.gz (docs/datasets.md has its format) into {root}/."
     ),
+    "cmu-mosei": Manual(
+        "Get the word-aligned features of CMU-MOSEI from its authors (the CMU-MultimodalSDK leads to them). They are "
+        "mostly pickles; polyfed opens none, since a pickle may run any program. Convert them yourself "
+        "(docs/datasets.md has the lines) and put train.npz, valid.npz and test.npz into {root}/cmu_mosei/."
+    ),
+    "vehicle-sensor": Manual(
+        "Get the features of M. F. Duarte and Y. H. Hu's vehicle data from their authors (SensIT, University of "
+        "Wisconsin-Madison) or, as one Matlab file, from a repository for federated multi-task learning; convert them "
+        "(docs/datasets.md has the lines) and put vehicle_sensor.npz into {root}/."
+    ),
     "avdigits": Built(),
     "av-mnist": Built(("mnist", "fsdd")),
     "cg-mnist": Built(("mnist",)),

@@ -7,6 +7,7 @@ from typing import Literal
 
 ModalityKind = Literal["image", "audio", "sensor", "vector", "tokens"]
 TaskKind = Literal["classification", "regression", "generation"]
+Form = Literal["image", "audio"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Task:
     """A named output.
 
     ``classification`` has ``classes`` and int64 targets of shape (); ``regression`` and ``generation`` have float32
-    targets of ``shape`` (generation: an image (channels, height, width) or a spectrogram (1, bins, frames)).
+    targets of ``shape``. What a generation makes has a ``form``: ``image`` (channels, height, width) or ``audio``, a
+    spectrogram (1, frequency bins, frames).
     """
 
     name: str
@@ -42,3 +44,4 @@ class Task:
     shape: tuple[int, ...] = ()
     classes: int = 0
     labels: tuple[str, ...] = ()
+    form: Form = "image"

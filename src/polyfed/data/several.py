@@ -141,7 +141,8 @@ def form(task: Task) -> str:
     """Say what a task asks for."""
     if task.kind == "classification":
         return f"{task.kind} of {task.classes} classes" + (f" ({', '.join(task.labels)})" if task.labels else "")
-    return f"{task.kind} of shape {task.shape}"
+    what = f" ({task.form})" if task.kind == "generation" else ""
+    return f"{task.kind}{what} of shape {task.shape}"
 
 
 def tests_of(parts: Mapping[str, Dataset]) -> dict[str, Table] | None:

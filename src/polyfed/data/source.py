@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyfed.data.dataset import Root
+from polyfed.data.origins import ORIGINS, Manual
 from polyfed.errors import UserError
 
 VARIABLE = "POLYFED_DATA"
@@ -76,13 +77,16 @@ def locate(title: str, name: str, root: Root, layouts: Sequence[Layout]) -> Foun
     found = find(root, layouts)
     if found is not None:
         return found
-    remedy = f"run `polyfed data fetch {name}`, or set {VARIABLE} or data.root to the folder that holds it"
+    folder = f"set {VARIABLE} or data.root to the folder that holds it"
+    origin = ORIGINS.get(name)
+    remedy = f"To get it, run `polyfed data fetch {name}`, or {folder}"
+    if isinstance(origin, Manual):
+        there = "the folder of downloaded sets" if root is None else root
+        remedy = f"{origin.instructions.format(root=there)} If it lies elsewhere, {folder}"
     if root is None:
-        raise UserError(f"{title} was not found: no folder of downloaded sets is named; {remedy}")
+        raise UserError(f"{title} was not found: no folder of downloaded sets is named. {remedy}")
     looked = "; ".join(f"{layout} ({layout.name} layout)" for layout in layouts)
-    raise UserError(
-        f"{title} was not found under {root}: {_lacking(root, layouts)}looked for {looked}. To get it, {remedy}"
-    )
+    raise UserError(f"{title} was not found under {root}: {_lacking(root, layouts)}looked for {looked}. {remedy}")
 
 
 def _lacking(root: Path, layouts: Sequence[Layout]) -> str:

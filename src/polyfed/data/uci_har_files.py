@@ -15,6 +15,7 @@ from polyfed.data.source import Layout, locate
 from polyfed.errors import UserError
 
 LABELS = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
+MOVING = 3  # the first labels, those of walking
 CHANNELS = tuple(f"{sensor}_{axis}" for sensor in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")
 WINDOW = 128  # samples, 2.56 s at 50 Hz; neighbouring windows share half
 FOLDERS = ("UCI HAR Dataset", "uci_har/UCI HAR Dataset", "uci_har")

@@ -30,7 +30,7 @@ from polyfed.method.selections import SELECTORS
 from polyfed.model.catalog import MODELS
 from polyfed.registry import Chosen, Options, Registry
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
-from polyfed.scenario.groups import Group
+from polyfed.scenario.groups import Group, multiplied
 
 VERSION = 1
 LARGEST = 1e30  # of the factors that training multiplies by: float32 ends at 3.4e38
@@ -92,7 +92,11 @@ class EngineSection(Options):
         Literal["float32", "bfloat16"], Field(description="bfloat16: mixed precision on float32 parameters")
     ] = "float32"
     diagnostics: Annotated[
-        bool, Field(description="record how far clients' labels and models are from the others'")
+        bool,
+        Field(
+            description="record how far clients' labels and models are from the others', whether their updates agree, "
+            "and which experts they use"
+        ),
     ] = False
     evaluate_every: Annotated[int, Field(ge=1, description="rounds between evaluations")] = 1
     server_test: Annotated[
@@ -229,6 +233,13 @@ def schema() -> type[BaseModel]:
             ],
             None,
         ),
+        "rho": (
+            Annotated[
+                float | None,
+                Field(ge=0, le=1, description="what groups with `times` are multiplied by, or by what is left of 1"),
+            ],
+            None,
+        ),
         "partition": (_choice(PARTITIONS), {"name": "iid"}),
         "modalities": (_choice(MODALITY_SETS), {"name": "all"}),
         "tasks": (_choice(TASK_SETS), {"name": "all"}),
@@ -313,6 +324,10 @@ def _experiment(values: dict[str, Any], source: str) -> Experiment:
     data = dict(values["data"])
     root, tasks = data.pop("root"), data.pop("tasks")
     groups = None if scenario["groups"] is None else tuple(Group(**group) for group in scenario["groups"])
+    try:
+        groups = multiplied(groups, scenario["rho"])
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     per_round = values["select"].get("clients")
     total, place = scenario["clients"], "scenario.clients is"
     if groups is not None:

@@ -198,13 +198,20 @@ def _dataset(name: str, options: str, root: str | None) -> Dataset:
 def identity(experiment: Experiment, federation: Federation) -> dict[str, str]:
     """Return what makes a run this run: a checkpoint that differs in any of it belongs to another."""
     parts = {key: experiment.resolved[key] for key in ("seed", "scenario", "model", "method", "select", "train")}
-    if parts["scenario"]["groups"] is None:  # as checkpoints have it that are older than groups
-        parts["scenario"] = {key: value for key, value in parts["scenario"].items() if key != "groups"}
+    parts["scenario"] = as_before(parts["scenario"])
     digests = {key: _digest(value) for key, value in parts.items()}
     files = [Path(plugin) for plugin in experiment.resolved["plugins"] if plugin.endswith(".py")]
     digests["plugins"] = _digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     digests["device"] = device_of(experiment.engine.device).type  # `auto` may mean another one on another machine
     return {**digests, "data": fingerprint(federation.members or federation)}
+
+
+def as_before(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section without keys that say nothing, as checkpoints have it that are older than these keys."""
+    known = {key: value for key, value in scenario.items() if key not in ("groups", "rho") or value is not None}
+    if "groups" in known and "rho" not in known:
+        known["groups"] = [{key: value for key, value in group.items() if key != "times"} for group in known["groups"]]
+    return known
 
 
 def _digest(value: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 from polyfed.data.dataset import Dataset
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
+from polyfed.data.several import NOWHERE
 from polyfed.errors import UserError, unknown
 from polyfed.registry import Chosen
 from polyfed.rng import numpy_generator
@@ -162,12 +163,19 @@ def deal_by_domain(
     def dealt(domain: Domain, samples: Samples) -> Parts:
         own = {name: task for name, task in dataset.tasks.items() if bool(samples.labelled[name].any())}
         solved = {name: task for name, task in used.items() if name in own}
+        chosen = partition if has_field(samples, partition) else Chosen("iid")
         try:
-            return deal(replace(dataset, tasks=own), samples, len(domain.clients), partition, solved, domain.seed)
+            return deal(replace(dataset, tasks=own), samples, len(domain.clients), chosen, solved, domain.seed)
         except UserError as error:
             raise UserError(f"domain {domain.name!r}: {error}" if domain.name else str(error)) from error
 
     return across(domains, sum(len(domain.clients) for domain in domains), pool, dealt)
+
+
+def has_field(samples: Samples, partition: Chosen) -> bool:
+    """Whether a domain has the field that a partition goes by, if it goes by one; False: it is that of another."""
+    field = str(partition.options.get("field", ""))
+    return field not in samples.table.fields or bool((samples.field(field) != NOWHERE).any())
 
 
 def check_dealt(parts: Parts, partition: str) -> None:
@@ -226,9 +234,11 @@ def client_names(
     lowest = np.minimum.reduceat(values, parts.offsets[:-1])
     highest = np.maximum.reduceat(values, parts.offsets[:-1])
     labels = field_labels.get(str(field))
+    single = np.flatnonzero(lowest == highest)
+    values_held, times = np.unique(lowest[single], return_counts=True)  # no field at all is no group of one client
     return {
         client: f"{field} {lowest[client] if labels is None or lowest[client] < 0 else labels[lowest[client]]}"
-        for client in np.flatnonzero(lowest == highest).tolist()
+        for client in single[np.isin(lowest[single], values_held[times == 1])].tolist()
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +21,16 @@ from polyfed.scenario.holdings import Holdings, Names
 from polyfed.scenario.parts import IntArray, Parts
 
 PLACE = "scenario.groups"
+Times = Literal["rho", "1-rho"]
 
 
 class Group(Options):
     """So many clients of one domain with these modalities and tasks."""
 
-    clients: Annotated[int, Field(ge=1, description="number of clients")]
+    clients: Annotated[int, Field(ge=1, description="number of clients, before `times`")]
+    times: Annotated[
+        Times | None, Field(description="multiply the number by scenario.rho, or by 1 - scenario.rho; null: neither")
+    ] = None
     domain: Annotated[str | None, Field(description="whose samples they have, where a dataset has domains")] = None
     modalities: Annotated[list[str], Field(min_length=1, description="inputs, by name or by family")]
     tasks: Annotated[list[str], Field(min_length=1, description="outputs")]
@@ -64,6 +69,8 @@ def cast(groups: Sequence[Group], dataset: Dataset, pool: Samples, used: Mapping
     task_sets: list[Names] = []
     offers = offers_of(dataset, pool)
     for number, group in enumerate(groups):
+        if not group.clients:
+            continue
         place = f"{PLACE}.{number}"
         offer = offers[checked_domain(group.domain, offers, dataset.name, place)]
         if group.domain is not None:
@@ -78,13 +85,39 @@ def cast(groups: Sequence[Group], dataset: Dataset, pool: Samples, used: Mapping
     return Cast(tuple(domains), Holdings(modality_sets, explicit=True), Holdings(task_sets, explicit=True))
 
 
+def multiplied(groups: tuple[Group, ...] | None, rho: float | None) -> tuple[Group, ...] | None:
+    """Multiply the groups' numbers of clients by what their ``times`` says, rounding halves up.
+
+    A group that is left with no client stays, so that the others keep their numbers, but plays no part. Raises
+    UserError where ``rho`` or ``times`` is given without the other, and where no client is left.
+    """
+    used = {number: group.times for number, group in enumerate(groups or ()) if group.times is not None}
+    if rho is None:
+        for number, times in used.items():
+            raise UserError(
+                f"{PLACE}.{number}: times is {times!r}, but scenario.rho is not given; set it to a number from 0 to 1"
+            )
+        return groups
+    if groups is None or not used:
+        raise UserError(
+            f"scenario.rho is {rho}, but no group of scenario.groups is multiplied by it; write times: rho or"
+            " times: 1-rho in a group, or leave rho out"
+        )
+    exact = Decimal(str(rho))  # as it was written: 10 * (1 - 0.95) is a half, which in binary it is not
+    factors = {None: Decimal(1), "rho": exact, "1-rho": 1 - exact}
+    counts = [(group.clients * factors[group.times]).quantize(Decimal(1), ROUND_HALF_UP) for group in groups]
+    if not any(counts):
+        raise UserError(f"scenario.groups: no client is left at the scenario.rho {rho}")
+    return tuple(group.model_copy(update={"clients": int(count)}) for group, count in zip(groups, counts, strict=True))
+
+
 def named_tasks(groups: Sequence[Group], dataset: Dataset) -> list[str]:
-    """Return the tasks that the groups name; raises UserError for one that the dataset does not have."""
+    """Return the tasks that groups with clients name; raises UserError for one that the dataset does not have."""
     for number, group in enumerate(groups):
         for name in group.tasks:
             if name not in dataset.tasks:
                 raise unknown("task", name, dataset.tasks, place=f"{PLACE}.{number}")
-    return [name for name in dataset.tasks if any(name in group.tasks for group in groups)]
+    return [name for name in dataset.tasks if any(name in group.tasks for group in groups if group.clients)]
 
 
 def domain_seed(seed: int, name: str | None) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polyfed.data.samples import Samples
-from polyfed.data.schema import Modality
+from polyfed.data.schema import Modality, Task
 from polyfed.scenario.federation import Card, Client, Federation, Split
 from polyfed.scenario.holdings import Names, Skew
 from polyfed.scenario.parts import BoolArray, IntArray, Parts
@@ -109,6 +109,14 @@ def described(modality: Modality) -> dict[str, Any]:
     return values
 
 
+def asked(task: Task) -> dict[str, Any]:
+    """Return a task as plain values, with its form only where that is not the usual one."""
+    values = asdict(task)
+    if task.form == "image":
+        del values["form"]
+    return values
+
+
 def fingerprint(federation: Federation) -> str:
     """Return a SHA-256 over who holds what: rows, masks, targets, modalities and tasks of every client.
 
@@ -117,7 +125,7 @@ def fingerprint(federation: Federation) -> str:
     """
     digest = hashlib.sha256()
     schema = [described(modality) for modality in federation.modalities.values()]
-    schema += [asdict(task) for task in federation.tasks.values()]
+    schema += [asked(task) for task in federation.tasks.values()]
     digest.update(json.dumps(schema, sort_keys=True).encode())
     light = {name for name, task in federation.tasks.items() if task.kind != "generation"}
     for client in federation.clients():
