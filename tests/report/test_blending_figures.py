@@ -94,7 +94,7 @@ def test_divergence_and_global_model_are_drawn(data: RunData, lines: list[dict[s
         assert values == pytest.approx([mean(found) for found in each], abs=1e-6)
     served = global_card(data)
     assert served is not None and len(served.plots) == 4  # accuracy and loss of two tasks
-    accuracies = [line["metrics"]["digit"]["accuracy"] for line in lines if line["kind"] == "server_evaluation"]
+    accuracies = [100 * line["metrics"]["digit"]["accuracy"] for line in lines if line["kind"] == "server_evaluation"]
     ((rounds, values),) = traces(served, 0).values()
     assert (rounds, values) == ([0, 1, 2, 3], pytest.approx(accuracies, abs=1e-6))
 

@@ -7,16 +7,19 @@ import pytest
 from polyfed.report.formats import (
     duration,
     gain,
+    gain_unit,
     label,
     listed,
     lower_is_better,
     main_metric,
+    plain,
     plural,
     short,
     shown,
     shown_gain,
     size,
     span,
+    unit,
 )
 from polyfed.report.palette import COLOURS, OTHER, palette_of
 
@@ -27,6 +30,8 @@ from polyfed.report.palette import COLOURS, OTHER, palette_of
         (["loss", "accuracy"], "accuracy"),
         (["mae", "mse"], "mse"),
         (["loss", "psnr"], "psnr"),
+        (["mae", "mse", "pearson"], "mse"),
+        (["mae", "mse", "psnr", "ssim"], "mse"),
         (["loss"], "loss"),
         ([], None),
     ],
@@ -39,6 +44,10 @@ def test_metrics_are_written_in_their_unit() -> None:
     assert shown("accuracy", 0.9342) == "93.4 %"
     assert shown("mse", 0.051234) == "0.05123"
     assert shown("accuracy", math.nan) == "n/a"
+    assert shown("psnr", 21.3456) == "21.35 dB"
+    assert (unit("psnr"), unit("accuracy"), unit("ssim")) == (" (dB)", " (%)", "")
+    assert (plain("psnr", 100.0), plain("ssim", 0.98765), plain("pearson", -0.5)) == ("100.00", "0.988", "-0.500")
+    assert shown("psnr", math.nan) == "n/a"
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([20], "20"), ([30, 4, 4], "4–30"), ([1000, 1000], "1,000"), ([], "0")])
@@ -52,6 +61,15 @@ def test_a_gain_is_positive_where_things_got_better() -> None:
     assert lower_is_better("loss.digit")
     assert shown_gain("accuracy", -0.0213) == "\N{MINUS SIGN}2.1 points"
     assert shown_gain("mse", 0.5) == "+0.5"
+    assert shown_gain("psnr", -0.625) == "\N{MINUS SIGN}0.62 dB"
+    assert shown_gain("ssim", 0.0125) == "+0.013"
+    assert [gain_unit(metric) for metric in ("accuracy", "psnr", "mse")] == ["points", "dB", ""]
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "pearson", "accuracy"])
+def test_more_is_better(metric: str) -> None:
+    assert not lower_is_better(metric)
+    assert gain(metric, 0.9, 0.8) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

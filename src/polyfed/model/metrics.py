@@ -1,4 +1,4 @@
-"""Metrics that add up over batches: a sum and a count for each, divided at the end.
+"""Metrics that add up over batches.
 
 ``total = add_sums(total, metric_sums(...))`` for every batch, then ``finish(total)``.
 """
@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from polyfed.data.schema import Task
+from polyfed.model.image_quality import fits_window, in_range, peak_signal_to_noise, structural_similarity
 from polyfed.model.losses import per_sample, sample_losses
-from polyfed.model.masks import keep
+from polyfed.model.tallies import Correlation, Mean, Tally
 
-Sums = dict[str, tuple[float, float]]
-"""Metric -> sum over samples, number of samples."""
+Sums = dict[str, Tally]
+"""Metric -> what is known of it so far."""
 
 
 def primary(task: Task) -> tuple[str, bool]:
@@ -25,28 +27,40 @@ def primary(task: Task) -> tuple[str, bool]:
 
 @torch.no_grad()
 def metric_sums(task: Task, prediction: Tensor, target: Tensor, labelled: Tensor) -> Sums:
-    """Sum and count over the labelled samples of a batch; shapes as in ``losses.sample_losses``.
+    """Take the metrics of the labelled samples of a batch; shapes as in ``losses.sample_losses``.
 
-    classification: ``accuracy`` and ``loss`` (cross-entropy in nats); regression and generation: ``mae`` and ``mse``,
-    each the mean over a target's entries.
+    classification: ``accuracy`` and ``loss`` (cross-entropy in nats). Regression and generation: ``mae`` and ``mse``,
+    each the mean over a target's entries. Regression also: ``pearson``, the mean over the entries of their correlation.
+    Generation also: ``psnr`` (dB) and, for pictures and spectrograms of at least 11 x 11 pixels, ``ssim``, both of the
+    prediction clipped to [0, 1]; without a result if a target leaves that range.
     """
+    # Taken out first: what the others hold, be it NaN, then cannot matter.
+    prediction, target, labelled = prediction[labelled], target[labelled], labelled[labelled]
     losses = sample_losses(task, prediction, target, labelled)
     if task.kind == "classification":
-        values = {"accuracy": (prediction.argmax(-1) == target).double(), "loss": losses}
-    else:
-        values = {"mae": per_sample((prediction - target).abs()), "mse": losses}
-    count = float(labelled.sum())
-    # Summed in double precision: the result then hardly depends on how samples are cut into batches.
-    return {name: (float(keep(value.double(), labelled).sum()), count) for name, value in values.items()}
+        return {"accuracy": Mean.of(prediction.argmax(-1) == target), "loss": Mean.of(losses)}
+    sums: Sums = {"mae": Mean.of(per_sample((prediction - target).abs())), "mse": Mean.of(losses)}
+    if task.kind == "regression":
+        return {**sums, "pearson": Correlation.of(prediction, target)}
+    return {**sums, **_quality(task, prediction, target)}
 
 
-def add_sums(total: Mapping[str, tuple[float, float]], more: Mapping[str, tuple[float, float]]) -> Sums:
+def _quality(task: Task, prediction: Tensor, target: Tensor) -> dict[str, Mean]:
+    if not len(target):
+        return {}
+    values = {"psnr": peak_signal_to_noise(prediction, target)}
+    if fits_window(task.shape):
+        values["ssim"] = structural_similarity(prediction, target)
+    outside = float((~in_range(target)).sum())
+    return {name: replace(Mean.of(value), undefined=outside) for name, value in values.items()}
+
+
+def add_sums(total: Mapping[str, Tally], more: Mapping[str, Tally]) -> Sums:
     """Add two results of ``metric_sums``; a metric in only one of them is taken as it is."""
-    nothing = (0.0, 0.0)
-    pairs = {name: (total.get(name, nothing), more.get(name, nothing)) for name in [*total, *more]}
-    return {name: (one[0] + other[0], one[1] + other[1]) for name, (one, other) in pairs.items()}
+    both = {name: total[name] + more[name] for name in total.keys() & more.keys()}
+    return {**total, **more, **both}
 
 
-def finish(total: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Divide sums by counts; a metric without any labelled sample has no value and is left out."""
-    return {name: amount / count for name, (amount, count) in total.items() if count > 0}
+def finish(total: Mapping[str, Tally]) -> dict[str, float]:
+    """Return the metrics; one that is not defined, such as that of no sample, is left out."""
+    return {name: value for name, tally in total.items() if (value := tally.result()) is not None}

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "rmse", "nll", "perplexity", "error"})
 FRACTIONS = frozenset({"accuracy", "balanced_accuracy", "f1", "macro_f1", "auc", "precision", "recall"})
 """Metrics between 0 and 1 that are shown in percent."""
+UNITS = {**dict.fromkeys(FRACTIONS, "%"), "psnr": "dB"}
+DECIMALS = {**dict.fromkeys(FRACTIONS, 1), "psnr": 2, "ssim": 3, "pearson": 3}
+"""Digits behind the point, in the unit the metric is shown in; of the others as many as four digits take."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -36,28 +39,34 @@ def scaled(metric: str, value: float) -> float:
 
 def unit(metric: str) -> str:
     """Return the unit a metric is shown in, ready to stand behind its name."""
-    return " (%)" if metric in FRACTIONS else ""
+    return f" ({UNITS[metric]})" if metric in UNITS else ""
+
+
+def gain_unit(metric: str) -> str:
+    """Return the unit gains are shown in: ``points`` (of percent), ``dB``, or nothing."""
+    return "points" if metric in FRACTIONS else UNITS.get(metric, "")
 
 
 def plain(metric: str, value: float) -> str:
     """Write a metric's value without its unit, as tables do."""
     if not math.isfinite(value):
         return "n/a"
-    return f"{100 * value:.1f}" if metric in FRACTIONS else f"{value:.4g}"
+    return f"{scaled(metric, value):.{DECIMALS[metric]}f}" if metric in DECIMALS else f"{value:.4g}"
 
 
 def shown(metric: str, value: float) -> str:
-    """Write a metric's value with its unit: ``93.4 %``, ``0.0512``."""
-    percent = " %" if metric in FRACTIONS and math.isfinite(value) else ""
-    return plain(metric, value) + percent
+    """Write a metric's value with its unit: ``93.4 %``, ``21.35 dB``, ``0.0512``."""
+    behind = f" {UNITS[metric]}" if metric in UNITS and math.isfinite(value) else ""
+    return plain(metric, value) + behind
 
 
 def shown_gain(metric: str, difference: float) -> str:
-    """Write a gain with its sign: ``+2.1 points`` (of percent), ``−0.04``."""
+    """Write a gain with its sign: ``+2.1 points`` (of percent), ``+0.62 dB``, ``−0.04``."""
     if not math.isfinite(difference):
         return "n/a"
-    text = f"{100 * difference:+.1f} points" if metric in FRACTIONS else f"{difference:+.3g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    digits = f".{DECIMALS[metric]}f" if metric in DECIMALS else ".3g"
+    text = f"{scaled(metric, difference):+{digits}} {gain_unit(metric)}"
+    return text.rstrip().replace("-", "\N{MINUS SIGN}")
 
 
 def size(count: float) -> str:
