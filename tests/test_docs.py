@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 import polyfed
 from polyfed.command.listing import KINDS
+from polyfed.engine.pictures import FILE as PICTURES
 from polyfed.experiment import config
 from polyfed.experiment.running import LOCK, OURS, run
 from polyfed.experiment.summary import summarise
@@ -26,7 +27,8 @@ from polyfed.method.catalog import METHODS
 from polyfed.method.protocol import Reply
 from polyfed.registry import Registry
 from polyfed.scenario.groups import Group
-from tests.worlds import tiny
+from tests.engine.test_experts_in_federations import of_experts
+from tests.worlds import tiny, train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -177,8 +179,11 @@ GROUPED = {"tasks": ("<task>", "<metric>"), "metrics": ("<task>", "<metric>"), "
 RECORDED = {**GROUPED, "fits": ("<how>",), "numbers": ("<name>",), "examples": ("<task>",)}
 RECORDED |= {"notes": ("<name>",), "clients": ("<client>", "<name>"), "label_distance": ("<task>", "<modality>")}
 BY_COMPONENT = {**RECORDED, **dict.fromkeys(("down", "up", "divergence"), ("<component>",))}
+BY_COMPONENT |= {"cosine": ("<component>",), "clients": ("<component>",)}
+BY_PATH = {"weights": ("<task>", "<modality>", "<input scope>", "<output scope>")}
 BY_MODALITY = {**RECORDED, **dict.fromkeys(("accuracy", "examples"), ("<task>", "<modality>"))}
 NAMED = {"client": BY_COMPONENT, "refused": BY_COMPONENT, "unimodal_evaluation": BY_MODALITY}
+NAMED |= {"agreement": BY_COMPONENT, "expert_use": BY_PATH}
 WHOLE = ("best.tasks", "baseline.tasks", "baseline.clients")
 """Keys whose content has the form of another."""
 
@@ -204,11 +209,16 @@ def test_every_key_of_the_summary_is_described(folder: Path) -> None:
     assert len(described) == len(set(described))
 
 
-def test_every_kind_and_key_of_the_records_is_described(folder: Path) -> None:
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def test_every_kind_and_key_of_the_records_is_described(folder: Path, tmp_path: Path) -> None:
     whole_run(folder)
+    mixed = tmp_path / "mixed"
+    train(of_experts(engine__diagnostics=True), mixed)
     found: dict[str, set[str]] = {}
-    for line in (folder / "records.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in (*records(folder), *(line for line in records(mixed) if line["kind"] == "expert_use")):
         names = NAMED.get(record["kind"], RECORDED)
         found[record["kind"]] = found.get(record["kind"], set()) | paths(record, names)
     text = page("docs/run-folder.md")
@@ -221,7 +231,8 @@ def test_every_file_of_a_run_folder_is_described(tmp_path: Path) -> None:
     done = run(tiny(rounds=1, baseline="local"), tmp_path / "run")
     described = {cell.rstrip("/") for cell in first_cells(page("docs/run-folder.md").split("\n## ", 1)[0])}
     assert done.folder is not None
-    assert {path.name for path in done.folder.iterdir()} == described == {*OURS, LOCK}
+    there = {path.name for path in done.folder.iterdir()}
+    assert there | {PICTURES} == described == {*OURS, LOCK}  # pictures come with generation tasks only
 
 
 # ------------------------------------------------------------------------------------------------ commands and code

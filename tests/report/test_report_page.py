@@ -12,6 +12,8 @@ import pytest
 from polyfed.errors import UserError
 from polyfed.report.comparison import write_comparison
 from polyfed.report.page import write_report
+from polyfed.report.records import load_run
+from polyfed.report.tables import comparison_table
 
 Make = Callable[..., Path]
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -72,8 +74,8 @@ def test_a_report_tells_everything(tmp_path: Path, make_run: Make) -> None:
     assert "torch 2.13.0" in page.text
     assert "5f" * 32 in page.text
     assert (folder / "experiment.yaml").read_text() in page.text
-    # per task: accuracy, loss and the clients; training loss by group and part; participation; bytes twice
-    assert len(page.figures) == 2 * 3 + 2 + 1 + 2
+    # per task: accuracy, loss, the clients and their gains; training loss by group and part; participation; bytes twice
+    assert len(page.figures) == 2 * 4 + 2 + 1 + 2
     assert not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
 
 
@@ -202,14 +204,26 @@ def test_a_comparison_tells_everything(tmp_path: Path, folders: list[Path]) -> N
     # curves of all clients and three groups, bytes, gains
     assert len(page.figures) == 4 + 1 + 1 + 1
     gains = page.figures[-1]
-    assert [trace["name"] for trace in gains["data"]] == ["fedavg", "fedprox"]
+    assert [title["text"] for title in gains["layout"]["annotations"]] == ["<b>fedavg</b>", "<b>fedprox</b>"]
     finals = [json.loads((folder / "summary.json").read_text())["clients"] for folder in folders]
     pairs = [(finals[2], finals[0]), (finals[3], finals[1])]
     by_hand = [
         100 * (one[0]["metrics"]["digit"]["accuracy"] - alone[0]["metrics"]["digit"]["accuracy"])
         for one, alone in pairs
     ]
-    assert gains["data"][0]["y"][0] == pytest.approx(sum(by_hand) / 2, abs=1e-3)
+    (drawn,) = [
+        value
+        for value, text in zip(gains["data"][0]["y"], gains["data"][0]["text"], strict=True)
+        if text.startswith("client 0 (image): ")
+    ]
+    assert drawn == pytest.approx(sum(by_hand) / 2, abs=1e-3)
+    held = json.loads(comparison_table([load_run(folder) for folder in folders]).to_json())["gains"]
+    assert [(one["method"], one["task"], one["metric"]) for one in held] == [
+        ("fedavg", "digit", "accuracy"),
+        ("fedprox", "digit", "accuracy"),
+    ]
+    assert held[0]["clients"][0]["mean"] == pytest.approx(sum(by_hand) / 200)
+    assert held[0]["clients"][0]["seeds"] == 2
 
 
 def test_bands_are_drawn_for_several_seeds_only(tmp_path: Path, folders: list[Path]) -> None:

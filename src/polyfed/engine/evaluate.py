@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Task
+from polyfed.engine.expert_use import ExpertUse, Use
 from polyfed.engine.resident import Resident
 from polyfed.engine.trainer import MEASURE_BATCH, Trainer
 from polyfed.model.architecture import Outputs, Tensors
@@ -23,12 +24,16 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one client on one split: by task, then by metric, with the labelled samples per task."""
+    """Metrics of one client on one split: by task, then by metric, with the labelled samples per task.
+
+    ``use`` is how much the model's paths were used, where it mixes any.
+    """
 
     client: int
     split: str
     examples: dict[str, int]
     metrics: Metrics
+    use: Use = field(default_factory=dict)
 
     def record(self, round_number: int) -> dict[str, Any]:
         """Return the line for the records."""
@@ -57,10 +62,11 @@ def evaluate_client(
     for split in splits:
         samples = samples_of(client, split)
         if len(samples):
-            sums = tally(trainer, client.card, parameters, samples, tasks)
+            use = ExpertUse()
+            sums = tally(trainer, client.card, parameters, samples, tasks, use)
             metrics = {task: found for task, held in sums.items() if (found := finish(held))}
-            examples = {task: int(max(count for _, count in sums[task].values())) for task in metrics}
-            yield Evaluation(client.card.id, split, examples, metrics)
+            examples = {task: int(max(tally.samples for tally in sums[task].values())) for task in metrics}
+            yield Evaluation(client.card.id, split, examples, metrics, use.means())
 
 
 @dataclass(frozen=True)
@@ -110,15 +116,16 @@ def samples_of(client: Client, split: str) -> Samples:
 
 @torch.no_grad()
 def tally(
-    trainer: Trainer, card: Card, parameters: Tensors, samples: Samples, tasks: Mapping[str, Task]
+    trainer: Trainer, card: Card, parameters: Tensors, samples: Samples, tasks: Mapping[str, Task], use: ExpertUse
 ) -> dict[str, Sums]:
-    """Sum up metrics over samples in batches."""
+    """Sum up metrics over samples in batches, and add to the use of the model's paths."""
     sums: dict[str, Sums] = {name: {} for name in samples.tasks}
     model = judged(trainer, card, parameters)
     for batch, outputs in outputs_of(model, trainer, samples, frozenset(card.modalities)):
         for name, prediction in outputs.predictions.items():
             found = metric_sums(tasks[name], prediction.float(), batch.targets[name], batch.labelled[name])
             sums[name] = add_sums(sums[name], found)
+        use.add(outputs.mixing, batch)
     return sums
 
 

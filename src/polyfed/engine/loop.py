@@ -18,11 +18,13 @@ from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
 from polyfed.engine.crew import crew_of, workers_of
 from polyfed.engine.drive import drive
 from polyfed.engine.evaluate import Evaluation, evaluate_global, score
+from polyfed.engine.expert_use import use_record
+from polyfed.engine.pictures import keep_pictures
 from polyfed.engine.records import Observer, Recorder
 from polyfed.engine.saving import Save
 from polyfed.engine.screen import DIVERGED
 from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
-from polyfed.engine.steps import Alone, Crew, jobs_of
+from polyfed.engine.steps import Alone, Crew, Judge, jobs_of
 from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
 from polyfed.engine.unimodal import evaluate_unimodal
@@ -41,8 +43,8 @@ class Plan:
     ``target``: stop when the score (see ``score``) reaches it; ``patience``: stop after so many evaluations without a
     better score. Both judge validation samples, or test samples where there are no others. ``rule`` tells which clients
     are trained stacked, ``workers`` how many processes train (None: one per core where that pays). ``server_test``: the
-    global model is evaluated, too; ``unimodal``: by each modality alone. ``diagnostics``: clients' distances are
-    recorded.
+    global model is evaluated, too; ``unimodal``: by each modality alone. ``diagnostics``: clients' distances, the
+    agreement of their updates and their use of experts are recorded.
     """
 
     rounds: int
@@ -140,6 +142,7 @@ class Loop:
         self.trainer = planner if self.workers > 1 else Trainer(architecture, self.device, rule, plan.precision)
         self.observers = tuple(observers)
         self.deliver = deliver
+        self.folder = folder
         self.records = None if folder is None else folder / "records.jsonl"
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity or {})
         self._mark = 0.0
@@ -167,6 +170,9 @@ class Loop:
             while progress.round < self.plan.rounds and progress.stopped is None:
                 state = self._round(state, simulator, progress, recorder)
             self._clock_in(progress)
+            if self.folder is not None:
+                parameters_of = self._parameters_of(state, simulator)
+                keep_pictures(self.folder, self.judged, self.trainer, parameters_of, progress.round)
         return Outcome(state, dict(simulator.personal.held), progress)
 
     def _crew(self, initial: Tensors, recorder: Recorder, progress: Progress) -> Crew:
@@ -239,7 +245,9 @@ class Loop:
             self._save(state, simulator, progress, recorder)
         return state
 
-    def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+    def _parameters_of(self, state: Any, simulator: Simulator) -> Judge:
+        """Return what finds the parameters of a judged client's model."""
+
         def parameters_of(client: ClientId) -> tuple[Tensors, Tensors]:
             trained = self.federation.cards[0 if self.federation.members else client]
             deployed = self.method.deploy(state, trained)
@@ -247,10 +255,15 @@ class Loop:
             check_apart(deployed, personal, client=trained.id)
             return deployed, personal
 
-        found = list(simulator.crew.evaluate(sorted(self.judged.cards), parameters_of))
+        return parameters_of
+
+    def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        found = list(simulator.crew.evaluate(sorted(self.judged.cards), self._parameters_of(state, simulator)))
         check_finite(found, progress.round)
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
+            if self.plan.diagnostics and evaluation.split == "test" and evaluation.use:
+                recorder.write(use_record(progress.round, evaluation.client, evaluation.use))
         if self.plan.server_test or self.plan.unimodal:
             self._evaluate_global(state, simulator, progress, recorder)
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]

@@ -7,15 +7,16 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from polyfed.engine.agreement import Updates
 from polyfed.engine.checklist import Checklist, Norms
 from polyfed.engine.records import Recorder
-from polyfed.engine.screen import Refusal, countable, norms_by_part, part_of, screen, screen_own
+from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
 from polyfed.engine.wire import MalformedMessageError, decode_reply, reply_bytes
 from polyfed.errors import RunError
 from polyfed.method.protocol import NOTES, Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
 from polyfed.model.architecture import Tensors
-from polyfed.scenario.federation import Card, ClientId, Federation
+from polyfed.scenario.federation import ClientId, Federation
 
 LARGEST_OVERHEAD = 1.5
 
@@ -104,6 +105,7 @@ class Simulator:
         self.bytes = {"up": 0, "down": 0}
         self.paths: Counter[str] = Counter()
         self._checklists: dict[Hashable, tuple[Order, Checklist]] = {}
+        self._updates: Updates | None = None
 
     def personal_of(self, client: ClientId) -> Groups:
         """Return a client's personal groups; a client never asked before gets its first ones from the method."""
@@ -134,6 +136,7 @@ class Simulator:
         sound: dict[ClientId, Reply] = {}
         accepted, refused_before = 0, len(self.refused)
         self._checklists.clear()
+        self._updates = Updates(wanted.reading) if self.diagnose else None
         for answer, norms in self._answers(wanted.orders, clock, number):
             reply = self._received(answer, norms, wanted, clock, number)
             if reply is None:
@@ -149,7 +152,17 @@ class Simulator:
                 f"round {clock.round}: only {accepted} of {len(wanted.orders)} replies were sound, and the quorum "
                 f"(engine.quorum) is {self.screening.quorum:g}. {told(self.refused[refused_before:])}"
             )
+        self._record_agreement(wanted, clock, number)
         return wanted.reducer.finish() if isinstance(wanted, Fold) else sound
+
+    def _record_agreement(self, wanted: Ask, clock: Clock, number: int) -> None:
+        """Record how far the updates agree; what only prepares the round trains nothing that is kept."""
+        if self._updates is None or wanted.aside or not wanted.orders:
+            return
+        step = next(iter(wanted.orders.values())).step
+        line = self._updates.record(clock.round, number, step)
+        if line is not None:
+            self.recorder.write(line)
 
     def _answers(self, orders: Orders, clock: Clock, number: int) -> Iterator[tuple[Answer, Norms | None]]:
         """Have the steps of all ordered clients run; answers come in ascending client id, with norms if known."""
@@ -226,7 +239,7 @@ class Simulator:
                 "bytes": {"down": checklist.down, "up": up},
                 "seconds": round(answer.seconds, 6),
                 **noted(answer.personal),
-                **(divergence(reply, order, card) if self.diagnose else {}),
+                **({} if self._updates is None else {"divergence": self._updates.add(reply, order, card)}),
             }
         )
         accepted: Reply = reply
@@ -259,13 +272,6 @@ def noted(personal: Groups) -> dict[str, dict[str, float]]:
     """Return what a client noted for the records, if it did: the tensors () of that personal group."""
     written = {name: value.item() for name, value in personal.get(NOTES, {}).items() if not value.dim()}
     return {NOTES: written} if written else {}
-
-
-def divergence(reply: Reply, order: Order, card: Card) -> dict[str, dict[str, float]]:
-    """Return how far the client's parameters went from those it was sent: a Euclidean norm by component."""
-    sent = order.tensors.get("parameters", {})
-    moved = {name: value - sent[name] for name, value in reply.tensors.get("parameters", {}).items() if name in sent}
-    return {"divergence": norms_by_part(moved, [part_of(name, "parameters", card.components) for name in moved])}
 
 
 TOLD = 3

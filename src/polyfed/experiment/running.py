@@ -26,7 +26,15 @@ from polyfed.report.page import write_report
 
 # In the order in which a run is taken away, so that what a kill leaves of it can be resumed or overwritten: the summary
 # first, lest half a run look finished, and the experiment last, by which a folder is known to hold a run.
-OURS = ("summary.json", "report.html", "checkpoints", "records.jsonl", "baseline", "experiment.yaml")
+OURS = (
+    "summary.json",
+    "report.html",
+    "pictures.safetensors",
+    "checkpoints",
+    "records.jsonl",
+    "baseline",
+    "experiment.yaml",
+)
 LOCK = ".lock"
 
 

@@ -115,16 +115,26 @@ class Reducer(Protocol[A_co]):
 
 Orders = Mapping[ClientId, Order]
 
+Reading = Callable[[Groups], Groups]
+"""Finds the values that tensors stand for as they travel, such as those of parameters in 8 bits."""
+
+
+def as_it_is(groups: Groups) -> Groups:
+    """Read tensors that travel as they are."""
+    return groups
+
 
 @dataclass(frozen=True)
 class Ask:
     """Send orders and gather every reply, by client; refused and lost replies are missing.
 
-    ``aside``: this only prepares the round; whoever is asked does not thereby take part in it.
+    ``aside``: this only prepares the round; whoever is asked does not thereby take part in it. ``reading`` is for those
+    who look at messages from outside, such as diagnostics.
     """
 
     orders: Orders
     aside: bool = field(default=False, kw_only=True)
+    reading: Reading = field(default=as_it_is, kw_only=True)
 
 
 @dataclass(frozen=True)

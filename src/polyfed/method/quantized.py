@@ -132,8 +132,8 @@ def packed_exchange(wanted: Ask | Note) -> Ask | Note:
         tensors, expects = alike[key]
         orders[client] = replace(order, tensors=tensors, expects=expects)
     if isinstance(wanted, Fold):
-        return replace(wanted, orders=orders, reducer=Unpacking(wanted.reducer))
-    return replace(wanted, orders=orders)
+        return replace(wanted, orders=orders, reducer=Unpacking(wanted.reducer), reading=unpacked)
+    return replace(wanted, orders=orders, reading=unpacked)
 
 
 def unpacked_reply(reply: Reply) -> Reply:

@@ -14,13 +14,24 @@ from polyfed.data.schema import Modality, Task
 Tensors = Mapping[str, Tensor]
 
 
+class Mixing(NamedTuple):
+    """How a mixture of experts weighs its paths: ``weights`` (batch or 1, paths), in the order of ``keys``.
+
+    Weights are 0 where the path's modality is absent. A row sums to 1, or to 0 where there is no modality at all.
+    """
+
+    keys: tuple[str, ...]
+    weights: Tensor
+
+
 class Outputs(NamedTuple):
     """What a model computes from a batch.
 
     ``features[m]`` (batch, width) for each modality in the batch, ``fused`` (batch, fusion width), ``predictions[t]``
     (batch, classes) logits or (batch, *shape of t). ``unimodal[m][t]`` is what a head on the features of modality m
     alone predicts, where the model has such heads; it means nothing where m is absent. ``latents`` (batch, width) are
-    those of a mixture of experts' paths, each once, by ``latent_key``; zero where the modality is absent.
+    those of a mixture of experts' paths, each once, by ``latent_key``; zero where the modality is absent. ``mixing``
+    tells, by task, how these paths are mixed.
     """
 
     features: dict[str, Tensor]
@@ -28,6 +39,7 @@ class Outputs(NamedTuple):
     predictions: dict[str, Tensor]
     unimodal: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     latents: Mapping[str, Tensor] = MappingProxyType({})
+    mixing: Mapping[str, Mixing] = MappingProxyType({})
 
 
 def latent_key(modality: str, input_scope: str, output_scope: str) -> str:
@@ -35,15 +47,21 @@ def latent_key(modality: str, input_scope: str, output_scope: str) -> str:
     return f"{modality}|{input_scope}|{output_scope}"
 
 
+def latent_parts(key: str) -> tuple[str, str, str]:
+    """Return the modality, the input scope and the output scope of a latent."""
+    modality, input_scope, output_scope = key.split("|")
+    return modality, input_scope, output_scope
+
+
 def latent_modality(key: str) -> str:
     """Return the modality of a latent."""
-    modality, _, _ = key.split("|")
+    modality, _, _ = latent_parts(key)
     return modality
 
 
 def latent_type(key: str) -> tuple[str, str]:
     """Return the input and the output scope of a latent: what the latents of different modalities are compared by."""
-    _, input_scope, output_scope = key.split("|")
+    _, input_scope, output_scope = latent_parts(key)
     return input_scope, output_scope
 
 

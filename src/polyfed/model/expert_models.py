@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyfed.data.samples import Batch
-from polyfed.model.architecture import Outputs, latent_key
-from polyfed.model.expert_gates import mean_of_present, weights
+from polyfed.model.architecture import Mixing, Outputs, latent_key
+from polyfed.model.expert_gates import PATHS, mean_of_present, weights
 from polyfed.model.expert_heads import Mixture, mixed, nothing
 from polyfed.model.expert_layers import (
     CrossAttention,
@@ -103,10 +103,14 @@ class GridModel(ExpertsModel):
         latents = {m: {kind: value.mean(1) for kind, value in found.items()} for m, found in paths.items()}
         features = {m: torch.stack(list(found.values())).mean(0) for m, found in latents.items()}
         summary = mean_of_present(torch.stack([mean_of_tokens(found) for found in tokens.values()], 1), present)
-        mixtures = {task: self._mixture(task, paths, latents, summary, present) for task in tasks}
+        by_path = None if present is None else present.repeat_interleave(PATHS, 1)
+        chosen = {task: [(m, kind) for m in paths for kind in types(self._families[m], task)] for task in tasks}
+        gated = {task: weights(self._logits(list(paths), task, summary), by_path) for task in tasks}
+        mixtures = {task: mixture(chosen[task], gated[task], paths, latents, by_path) for task in tasks}
         fused = fused_of(mixtures, features, present)
         named = {latent_key(m, *kind): value for m, found in latents.items() for kind, value in found.items()}
-        return Outputs(features, fused, self._predicted(mixtures), latents=named)
+        mixing = {task: Mixing(tuple(latent_key(m, *kind) for m, kind in chosen[task]), gated[task]) for task in tasks}
+        return Outputs(features, fused, self._predicted(mixtures), latents=named, mixing=mixing)
 
     def _paths(self, tokens: Tokens, family: str, here: Tensor | None, tasks: Sequence[str]) -> dict[Type, Tensor]:
         """Return the query tokens (batch, queries, width) of a modality's paths, zero where it is absent."""
@@ -135,31 +139,11 @@ class GridModel(ExpertsModel):
             return part(self, FeedForwards, expert(stage, scope if stage == "input" else other))
         return part(self, FeedForwards, f"{expert(scope, other)}.{stage}")
 
-    def _mixture(
-        self,
-        task: str,
-        paths: Mapping[str, Mapping[Type, Tensor]],
-        latents: Mapping[str, Mapping[Type, Tensor]],
-        summary: Tensor,
-        present: Tensor | None,
-    ) -> Mixture:
-        """Mix the four paths of every modality as the task's gates say."""
-        chosen = [(m, kind) for m in paths for kind in types(self._families[m], task)]
-        logits = [self._logits(m, task, summary) for m in paths]
-        by_path = None if present is None else present.repeat_interleave(len(chosen) // len(paths), 1)
-        return mixed(
-            torch.stack([latents[m][kind] for m, kind in chosen], 1),
-            torch.stack([paths[m][kind] for m, kind in chosen], 1),
-            weights(torch.cat(logits, -1), by_path),
-            by_path,
-        )
-
-    def _logits(self, modality: str, task: str, summary: Tensor) -> Tensor:
-        """Return the logits (batch or 1, paths) of a modality's paths for a task."""
+    def _logits(self, modalities: Sequence[str], task: str, summary: Tensor) -> Tensor:
+        """Return the logits (batch or 1, paths) of all modalities' paths for a task."""
         if "gate" not in self._modules:
-            return summary.new_zeros(1, len(types(modality, task)))
-        logits: Tensor = self.get_submodule(gate(modality, task))(summary)
-        return logits
+            return summary.new_zeros(1, PATHS * len(modalities))
+        return torch.cat([self.get_submodule(gate(modality, task))(summary) for modality in modalities], -1)
 
 
 class PlainModel(ExpertsModel):
@@ -212,6 +196,22 @@ def visible(tokens: Tokens, here: Tensor | None) -> Tensor | None:
 def mean_of_tokens(tokens: Tokens) -> Tensor:
     """Mean over the tokens that are no padding: (batch, width)."""
     return mean_of_present(tokens.values, tokens.mask)
+
+
+def mixture(
+    chosen: Sequence[tuple[str, Type]],
+    gated: Tensor,
+    paths: Mapping[str, Mapping[Type, Tensor]],
+    latents: Mapping[str, Mapping[Type, Tensor]],
+    present: Tensor | None,
+) -> Mixture:
+    """Mix the chosen paths by their weights (batch or 1, paths)."""
+    return mixed(
+        torch.stack([latents[m][kind] for m, kind in chosen], 1),
+        torch.stack([paths[m][kind] for m, kind in chosen], 1),
+        gated,
+        present,
+    )
 
 
 def fused_of(mixtures: Mapping[str, Mixture], features: Mapping[str, Tensor], present: Tensor | None) -> Tensor:

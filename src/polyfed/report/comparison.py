@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from polyfed.report.comparison_figures import cost_card, curve_cards, gain_card, judged_columns, method_colours
+from polyfed.report.comparison_figures import cost_card, curve_cards, judged_columns, method_colours
 from polyfed.report.formats import listed, plural, short
+from polyfed.report.gain_figures import gain_card
 from polyfed.report.page import render, save
+from polyfed.report.plotting import Card
 from polyfed.report.records import RunData, load_run
 from polyfed.report.rounds_figures import rounds_card
 from polyfed.report.tables import ComparisonTable, comparison_table
 from polyfed.report.unimodal_comparison import unimodal_card
+from polyfed.report.update_comparison import updates_card
 from polyfed.report.variants import Variant, shared_differences, variants
 
 
@@ -36,20 +39,21 @@ def comparison_content(runs: Sequence[RunData], place: Path) -> dict[str, Any]:
     cards = [
         ("progress", "Progress", curve_cards(found, table, colours)),
         ("modalities", "Modalities", [card for card in (unimodal_card(found, colours),) if card]),
+        ("updates", "Clients’ updates", [card for card in (updates_card(found, colours),) if card]),
         (
             "cost",
-            "Cost and gain",
+            "Cost",
             [
                 card
                 for card in (
                     rounds_card(found, table, colours),
                     cost_card(table, colours),
-                    gain_card(found, table, colours),
                 )
                 if card
             ],
         ),
     ]
+    cards.append(("transfer", "Transfer", [card for card in (_gain_card(table),) if card]))
     sections = [section for section in cards if section[2]]
     chapters = [("table", "Table"), *((id_, name) for id_, name, _ in sections), ("runs", "Runs")]
     return {
@@ -65,6 +69,11 @@ def comparison_content(runs: Sequence[RunData], place: Path) -> dict[str, Any]:
         "sections": sections,
         "runs": [_run(one, run, place) for one in found for run in one.runs],
     }
+
+
+def _gain_card(table: ComparisonTable) -> Card | None:
+    judged = [column[:2] for column in judged_columns(table)]
+    return gain_card([one for one in table.gains if (one.task, one.metric) in judged], "local training")
 
 
 def _lead(found: Sequence[Variant], runs: int) -> str:

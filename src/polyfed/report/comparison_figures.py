@@ -1,26 +1,22 @@
-"""The plots that compare methods: curves with bands over seeds, bytes against the metric, gains over local training."""
+"""The plots that compare methods: curves with bands over seeds, bytes against the metric."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import fmean, median
 from typing import Any
 
-from polyfed.report.entries import Baseline, ClientResult
 from polyfed.report.facts import MANY_TASKS
-from polyfed.report.formats import gain, label, lower_is_better, plain, scaled, short, shown_gain, size, unit
+from polyfed.report.formats import label, lower_is_better, plain, scaled, short, size, unit
+from polyfed.report.gains import LOCAL
 from polyfed.report.history import Curve, EvaluationKey
 from polyfed.report.palette import COLOURS, GREY
-from polyfed.report.plotting import Card, Chip, Plot, Table, axis, curve_trace, plot, rounds_axis
+from polyfed.report.plotting import Card, Chip, Plot, axis, curve_trace, plot, rounds_axis
 from polyfed.report.records import RunData
 from polyfed.report.tables import Column, ComparisonTable, spread_of
 from polyfed.report.variants import Variant
 
-LOCAL = "local"
 MANY_GROUPS = 8
-MANY_POINTS = 400
 
 
 def method_colours(found: Sequence[Variant]) -> dict[str, str]:
@@ -154,98 +150,3 @@ def _cost(table: ComparisonTable, column: Column, colours: Mapping[str, str]) ->
         "yaxis": axis(f"{label(column.metric)}{unit(column.metric)}"),
     }
     return plot(short(column.task), traces, layout, height=360)
-
-
-# ------------------------------------------------------------------------------------------------ gains
-
-
-Gains = dict[int, list[float]]
-"""Client -> its gain over local training, one value per seed."""
-
-
-def gain_card(found: Sequence[Variant], table: ComparisonTable, colours: Mapping[str, str]) -> Card | None:
-    """Plot every client's gain over local training, with the same seed, by method; None without any local run."""
-    plots, rows = [], []
-    for column in judged_columns(table):
-        gains = {one.label: _gains(one, found, column) for one in found if one.method != LOCAL}
-        known = {name: held for name, held in gains.items() if held}
-        if known:
-            plots.append(_gains_plot(known, column, colours))
-            rows += [_gains_row(name, held, column) for name, held in known.items()]
-    if not plots:
-        return None
-    head = ("method", "task", "clients that gain", "median gain", "largest loss", "largest gain")
-    text = (
-        "One point per client: its metric minus what it reaches by training alone with the same seed; mean over seeds."
-    )
-    legend = tuple(chip for chip in method_legend(colours) if chip.colour != GREY)
-    return Card(
-        "Gain of each client over local training", text, tuple(plots), legend, table=Table(head, tuple(rows), 2)
-    )
-
-
-def _gains(one: Variant, found: Sequence[Variant], column: Column) -> Gains:
-    gains: Gains = {}
-    for run in one.runs:
-        alone = {client.id: client for client in _alone(run, found)}
-        for client in run.clients:
-            value, reference = (_metric(held, column) for held in (client, alone.get(client.id)))
-            if math.isfinite(value) and math.isfinite(reference):
-                gains.setdefault(client.id, []).append(gain(column.metric, value, reference))
-    return gains
-
-
-def _alone(run: RunData, found: Sequence[Variant]) -> Sequence[ClientResult]:
-    """Return the clients trained alone: those of the run's own baseline, or of a compared local run of its seed."""
-    baseline: Baseline | None = run.baseline
-    if baseline is not None and baseline.method == LOCAL:
-        return baseline.clients
-    locals_ = [one for one in found if one.method == LOCAL]
-    # with several local variants nobody could say which one is meant
-    matching = [held for held in locals_[0].runs if held.summary.seed == run.summary.seed] if len(locals_) == 1 else []
-    return matching[0].clients if matching else ()
-
-
-def _metric(client: ClientResult | None, column: Column) -> float:
-    return client.metrics.get(column.task, {}).get(column.metric, math.nan) if client else math.nan
-
-
-def _gains_plot(gains: Mapping[str, Gains], column: Column, colours: Mapping[str, str]) -> Plot:
-    from plotly import graph_objects
-
-    traces = []
-    for name, held in gains.items():
-        chosen = list(_sampled(sorted(held)))
-        values = [fmean(held[client]) for client in chosen]
-        box = graph_objects.Box(
-            y=[round(scaled(column.metric, value), 4) for value in values],
-            name=label(name, 24),
-            legendgroup=name,
-            boxpoints="all",
-            jitter=0.5,
-            pointpos=0,
-            line={"color": colours[name], "width": 1.5},
-            marker={"size": 5, "opacity": 0.65},
-            fillcolor=_faint(colours[name]),
-            text=[f"client {c}: {shown_gain(column.metric, v)}" for c, v in zip(chosen, values, strict=True)],
-            hovertemplate="%{text}<extra></extra>",
-            hoveron="points",
-        )
-        traces.append(box)
-    points = " (percentage points)" if unit(column.metric) else ""
-    layout = {
-        "xaxis": axis("", type="category"),
-        "yaxis": axis(f"gain in {label(column.metric)}{points}", zeroline=True, rangemode="tozero"),
-    }
-    return plot(short(column.task), traces, layout, height=380)
-
-
-def _sampled(clients: Sequence[int]) -> Iterator[int]:
-    yield from clients[:: -(-len(clients) // MANY_POINTS)]
-
-
-def _gains_row(name: str, gains: Gains, column: Column) -> tuple[str, ...]:
-    values = [fmean(held) for held in gains.values()]
-    ahead = f"{sum(value > 0 for value in values):,} of {len(values):,}"
-    figures = (median(values), min(values), max(values))
-    return (short(name, 60), short(column.task), ahead, *(shown_gain(column.metric, value) for value in figures))

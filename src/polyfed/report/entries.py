@@ -18,6 +18,8 @@ Number = Annotated[float, BeforeValidator(_nan_for_null)]
 """A float; null, as strict JSON writes what is not a number, reads as NaN."""
 
 Count = Annotated[int, Field(ge=0)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Metrics = Mapping[str, Mapping[str, Number]]
 """Task -> metric -> value."""
 
@@ -130,6 +132,24 @@ class SkewRecord(Entry):
     label_distance: Metrics = {}
 
 
+class AgreementRecord(Entry):
+    """How far the clients' updates of each component pointed the same way in an exchange: mean cosine of all pairs."""
+
+    kind: Literal["agreement"]
+    round: Count
+    cosine: Mapping[str, Cosine] = {}
+    clients: Mapping[str, Count] = {}
+
+
+class ExpertUseRecord(Entry):
+    """How much one client used each path of its experts: by task, modality, input scope and output scope."""
+
+    kind: Literal["expert_use"]
+    round: Count
+    client: int
+    weights: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = {}
+
+
 class WorkerRecord(Entry):
     """A worker process that died."""
 
@@ -160,6 +180,8 @@ Record = Annotated[
     | UnimodalEvaluationRecord
     | NoteRecord
     | SkewRecord
+    | AgreementRecord
+    | ExpertUseRecord
     | WorkerRecord
     | RoundRecord,
     Field(discriminator="kind"),

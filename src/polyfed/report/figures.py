@@ -108,8 +108,9 @@ def global_card(run: RunData) -> Card | None:
     plots = []
     for task, metric in sorted(run.history.server):
         curve = run.history.global_model(task, metric)
-        layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": axis(label(metric), rangemode="tozero")}
-        trace = curve_trace(curve, name=label(metric), line={"color": COLOURS[0], "width": 2})
+        yaxis = axis(f"{label(metric)}{unit(metric)}", rangemode="tozero")
+        layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": yaxis}
+        trace = _shown_curve(curve, metric, name=label(metric), line={"color": COLOURS[0], "width": 2})
         plots.append(plot(f"{short(task)}: {short(metric)}", [trace], layout))
     if not plots:
         return None

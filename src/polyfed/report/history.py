@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from polyfed.report.entries import (
+    AgreementRecord,
     ClientRecord,
     ComponentBytes,
     EvaluationRecord,
+    ExpertUseRecord,
     Metrics,
     NoteRecord,
     Record,
@@ -51,6 +53,9 @@ class Mean:
 
 Series = dict[int, Mean]
 """Round -> mean."""
+
+Weights = Mapping[str, Mapping[str, float]]
+"""Input scope -> output scope -> weight."""
 
 
 class EvaluationKey(NamedTuple):
@@ -109,6 +114,9 @@ class History:
     unimodal: dict[UnimodalKey, Series] = field(default_factory=lambda: defaultdict(_series))
     noted: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     divergence: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
+    agreement: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
+    agreeing: dict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
+    expert_use: dict[int, tuple[int, Mapping[str, Mapping[str, Weights]]]] = field(default_factory=dict)
     skews: dict[int, Metrics] = field(default_factory=dict)
     round_notes: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     client_notes: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -128,6 +136,10 @@ class History:
     def diverged(self, component: str) -> Curve:
         """Return how far clients' parameters of a component went from the server's, mean over clients."""
         return _merged([self.divergence.get(component, {})])
+
+    def agreed(self, component: str) -> Curve:
+        """Return the mean cosine between clients' updates of a component."""
+        return _merged([self.agreement.get(component, {})])
 
     def note(self, name: str) -> Curve:
         """Return the mean over clients of something they noted."""
@@ -197,6 +209,19 @@ def _add_skew(history: History, record: SkewRecord) -> None:
     history.skews[record.client] = record.label_distance
 
 
+def _add_agreement(history: History, record: AgreementRecord) -> None:
+    for component, value in record.cosine.items():
+        history.agreement[component][record.round].add(value)
+        history.agreeing[component].add(record.clients.get(component, 0))
+
+
+def _add_expert_use(history: History, record: ExpertUseRecord) -> None:
+    """Keep what was found last."""
+    before, _ = history.expert_use.get(record.client, (0, {}))
+    if record.round >= before:
+        history.expert_use[record.client] = record.round, record.weights
+
+
 def _add_worker(history: History, record: WorkerRecord) -> None:
     """What became of a worker changed nothing in the results."""
 
@@ -257,6 +282,8 @@ ADDERS: Mapping[type[Record], Callable[[History, Any], None]] = {
     RefusedRecord: _add_refused,
     NoteRecord: _add_note,
     SkewRecord: _add_skew,
+    AgreementRecord: _add_agreement,
+    ExpertUseRecord: _add_expert_use,
     WorkerRecord: _add_worker,
 }
 """What takes in each kind of record."""

@@ -15,15 +15,20 @@ from polyfed.report.blending_figures import clients_card as blended_clients_card
 from polyfed.report.blending_figures import divergence_card, heads_card
 from polyfed.report.client_figures import client_cards
 from polyfed.report.entries import NOTHING
+from polyfed.report.expert_figures import expert_use_card
 from polyfed.report.facts import MANY_TASKS, description, judged_tasks, refusals, tiles
 from polyfed.report.figures import bytes_card, global_card, metric_cards, training_card
 from polyfed.report.formats import plural, short, shown
+from polyfed.report.gain_figures import gain_card
+from polyfed.report.gains import LOCAL, gains_over_baseline
 from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
+from polyfed.report.picture_figures import picture_cards
 from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
 from polyfed.report.skew_figures import label_distance_card
 from polyfed.report.unimodal_figures import alone_card, imbalance_card
+from polyfed.report.update_figures import agreement_card
 
 MANY_REFUSALS = 50
 
@@ -44,12 +49,17 @@ def report_content(run: RunData) -> dict[str, Any]:
             _present(*metric_cards(run, palette), global_card(run), training_card(run, palette)),
         ),
         ("modalities", "Modalities", _present(alone_card(run, palette), imbalance_card(run))),
-        ("blending", "Blending", _present(heads_card(run), blended_clients_card(run), divergence_card(run))),
+        ("experts", "Experts", _present(expert_use_card(run, palette))),
+        ("blending", "Blending", _present(heads_card(run), blended_clients_card(run))),
+        ("updates", "Clients’ updates", _present(agreement_card(run), divergence_card(run))),
         (
             "clients",
             "Clients",
-            _present(*client_cards(run, palette), label_distance_card(run), participation_card(run, palette)),
+            _present(
+                _gain_card(run), *client_cards(run, palette), label_distance_card(run), participation_card(run, palette)
+            ),
         ),
+        ("generated", "Generated samples", picture_cards(run)),
         ("traffic", "Communication", _present(bytes_card(run))),
     ]
     drawn = [(id_, name, cards) for id_, name, cards in sections if cards]
@@ -67,6 +77,12 @@ def report_content(run: RunData) -> dict[str, Any]:
         "experiment": run.text,
         "baseline": "baseline/report.html" if (run.folder / "baseline" / "report.html").is_file() else "",
     }
+
+
+def _gain_card(run: RunData) -> Card | None:
+    judged = list(judged_tasks(run))[:MANY_TASKS]
+    method = run.baseline.method if run.baseline else ""
+    return gain_card(gains_over_baseline(run, judged), "local training" if method == LOCAL else short(method))
 
 
 def _present(*cards: Card | None) -> list[Card]:

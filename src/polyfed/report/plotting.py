@@ -46,6 +46,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A small picture: its address, empty where there is none, and what it shows in words."""
+
+    address: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures side by side under a name, with the scale they are on where that is to be told."""
+
+    label: str
+    scale: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Strips one below the other, with a title."""
+
+    title: str
+    text: str
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True)
 class Card:
     """Plots under one heading, shown as tabs if there are several."""
 
@@ -57,6 +83,7 @@ class Card:
     splits: tuple[str, ...] = ()
     wide: bool = False
     table: Table | None = None
+    galleries: tuple[Gallery, ...] = ()
 
 
 def _unbreakable(text: str) -> Markup:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from polyfed.errors import UserError
 from polyfed.report.entries import Statistic
 from polyfed.report.formats import duration, lower_is_better, main_metric, plain, size, span, unit, whole
+from polyfed.report.gains import TaskGains, gains_over_local
 from polyfed.report.records import RunData
 from polyfed.report.variants import Variant, variants
 
@@ -67,10 +68,14 @@ class Row:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """Methods by columns. Bytes are those of both directions over the whole run, seconds are wall time."""
+    """Methods by columns. Bytes are those of both directions over the whole run, seconds are wall time.
+
+    ``gains`` are those of each client over local training, where that is among the methods or the runs' baseline.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    gains: tuple[TaskGains, ...] = ()
 
     @property
     def caution(self) -> str:
@@ -132,7 +137,8 @@ class ComparisonTable:
 
     def to_json(self) -> str:
         """Write as JSON, in raw units; what is not a number is null."""
-        return json.dumps({"rows": [_row_json(row) for row in self.rows]}, indent=1, allow_nan=False)
+        content = {"rows": [_row_json(row) for row in self.rows], "gains": [one.entry() for one in self.gains]}
+        return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _markdown(text: str) -> str:
@@ -180,7 +186,8 @@ def comparison_table(runs: Sequence[RunData], *, metrics: Literal["main", "all"]
         )
         for one, held, won in zip(found, cells, wins, strict=True)
     )
-    return ComparisonTable(columns, rows)
+    judged = [(column.task, column.metric) for column in columns if column.group is None]
+    return ComparisonTable(columns, rows, gains_over_local(found, judged))
 
 
 def spread_of(values: Sequence[float]) -> Spread:
