@@ -321,7 +321,7 @@ def test_a_model_without_paths_has_nothing_to_disentangle(changes: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "option", [{"router": "affinity"}, {"quantize_bits": 4}, {"beta": -1}, {"warm_up": 0}, {"disentanglement": "all"}]
+    "option", [{"router": "nearest"}, {"quantize_bits": 4}, {"beta": -1}, {"warm_up": 0}, {"disentanglement": "all"}]
 )
 def test_wrong_options_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(option))):

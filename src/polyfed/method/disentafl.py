@@ -10,15 +10,20 @@ import torch
 from pydantic import Field
 
 from polyfed.errors import UserError
-from polyfed.method.averaging import Averaging, AveragingState, Context
+from polyfed.method.affinity import Affinity, types_of
+from polyfed.method.affinity_routing import Routed, as_they_are
+from polyfed.method.averaging import Averaging, Context
 from polyfed.method.classic import MissingRule
 from polyfed.method.disentanglement import BETA, EXTRA, Disentangled, Variant
-from polyfed.method.protocol import Fit, Method, Request, fit
-from polyfed.method.quantized import Quantized
+from polyfed.method.protocol import Fit, Groups, Method, Request, fit
+from polyfed.method.quantized import Quantized, packed, unpacked
 from polyfed.method.training import Descend, Local, Trained, Training
 from polyfed.model.expert_names import GATE, GENERAL, expert
 
 Disentanglement = Literal[Variant, "none"]
+Router = Literal["ownership", "affinity"]
+
+AFFINITY = Affinity()
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,21 @@ def disentafl(
         Literal[8] | None, Field(description="bits per parameter in messages, both ways; null: as they are")
     ] = None,
     missing: MissingRule = "renormalise",
-) -> Method[AveragingState]:
+    router: Annotated[
+        Router,
+        Field(description="who shares a knowledge type: its owners, or those of them that do not disagree with others"),
+    ] = "ownership",
+    affinity: Annotated[
+        Affinity, Field(description="router affinity: threshold, patience, decay, retest_every")
+    ] = AFFINITY,
+) -> Method[Any]:
     """DisentAFL (after Chen and Zhang, AAAI 2024): experts averaged over their owners, and disentangled by a loss.
 
     A reconstruction from the abstract, the slides and a third-party re-implementation (the baseline in Lee et al.,
     "TAP", arXiv 2509.26524); the paper could not be read. For the model ``experts``: a client has the experts that
     its modalities and tasks call for (routing by ownership) and keeps its gates. Every other component is averaged
-    over those who hold it, weighted by samples. Every default is our choice.
+    over those who hold it, weighted by samples. With routing by affinity a client that long disagrees with the others
+    about a knowledge type keeps its own. Every default is our choice.
     """
     names = context.components(tuple(context.widths()), tuple(context.tasks))
     averaging = Averaging(
@@ -84,7 +97,23 @@ def disentafl(
         share=Shared((f"{GATE}.",) if share_general else (f"{GATE}.", *general(names))),
         missing=missing,
     )
-    return averaging if quantize_bits is None else Quantized(averaging)
+    method: Method[Any] = averaging
+    if router == "affinity":
+        method = routed(averaging, names, affinity, quantized=quantize_bits is not None)
+    return method if quantize_bits is None else Quantized(method)
+
+
+def routed(averaging: Averaging, components: Collection[str], rule: Affinity, *, quantized: bool) -> Routed:
+    """Return the averaging with routing by affinity. Raises UserError where there is no knowledge type to leave."""
+    types = types_of(components)
+    if not types:
+        raise UserError("method.router: 'affinity' needs a model of experts or stacks: set model.name to 'experts'")
+    return Routed(averaging, types, rule, rounded if quantized else as_they_are)
+
+
+def rounded(groups: Groups) -> Groups:
+    """Return what arrives of parameters sent in 8 bits."""
+    return unpacked(packed(groups))
 
 
 def local_of(components: Collection[str], variant: Disentanglement, beta: float | None, warm_up: int) -> Local:
