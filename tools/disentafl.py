@@ -73,7 +73,7 @@ def contenders(scenario: str) -> Iterator[Plan]:
 
 def varied(label: str) -> str:
     """Name the method whose learning rate an ablation has."""
-    return label if label in METHODS else label.split(",")[0]
+    return label if label in METHODS else label.split(",", maxsplit=1)[0]
 
 
 def rates_of(scenario: str, sweep: Sweep) -> dict[str, float]:
