@@ -266,6 +266,33 @@ def test_norms_of_many_are_for_several_small_floating_replies() -> None:
         assert other.passes(reply, CARD)
 
 
+# -------------------------------------------------------------------------- values that tensors stand for
+
+
+def multiplied(groups: Groups) -> Groups:
+    """Read tensors that travel as hundredths."""
+    return {group: {name: 100 * value for name, value in held.items()} for group, held in groups.items()}
+
+
+def test_norms_are_those_of_the_values_that_are_read() -> None:
+    """Sent at norms below 1 in hundredths: read, they are far above it, and so is their limit."""
+    order = order_of({"parameters": tensors(0, 1e-3)})
+    plain, read = Checklist(order, CARD, GROWTH), Checklist(order, CARD, GROWTH, multiplied)
+    for scale, sound in ((5e-3, True), (0.1, False)):
+        reply = Reply(20, {"parameters": tensors(0, scale)})
+        assert plain.passes(reply, CARD)
+        assert read.passes(reply, CARD) == sound
+        refusal = screen(reply, order, CARD, largest_growth=GROWTH, reading=multiplied)
+        assert (refusal is None) == sound
+
+
+def test_norms_of_many_are_not_those_of_what_travels() -> None:
+    """They are computed of each reply, from what is read."""
+    many = [SOUND, SOUND]
+    assert Checklist(ORDER, CARD, GROWTH).norms_of_many(many) is not None
+    assert Checklist(ORDER, CARD, GROWTH, multiplied).norms_of_many(many) is None
+
+
 # -------------------------------------------------------------------------- bytes
 
 

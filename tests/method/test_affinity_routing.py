@@ -17,9 +17,8 @@ from polyfed.experiment.world import build_world
 from polyfed.method.affinity import MEMBER, Affinity, Standing
 from polyfed.method.affinity_routing import KEPT, RETEST, Routed, RoutedState
 from polyfed.method.averaging import Averaging
-from polyfed.method.disentafl import rounded
 from polyfed.method.protocol import Groups, Order, Reply
-from polyfed.method.quantized import Quantized, unpacked
+from polyfed.method.quantized import Quantized, rounded, unpacked
 from polyfed.model.architecture import component_of
 from tests.method.test_disentafl import digests, experiment_of
 from tests.worlds import train
@@ -266,6 +265,10 @@ def test_messages_in_8_bits_are_compared_as_they_arrive() -> None:
             for message in (order, reply):
                 travelled = {name for group, held in message.tensors.items() if group != RETEST for name in held}
                 assert not travelled & left
+            deployed = run.world.method.deploy(run.states[number - 2], run.world.federation.cards[client])
+            received = unpacked(order.tensors)["parameters"]
+            assert received.keys() == deployed.keys()
+            assert all(torch.equal(value, deployed[name]) for name, value in received.items())
     zero = run.method.arriving({"parameters": run.states[0].parameters})["parameters"]
     order = run.trained(2)[1][0]
     got = unpacked(order.tensors)["parameters"]

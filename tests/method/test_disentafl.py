@@ -16,8 +16,10 @@ from polyfed.engine.drive import drive
 from polyfed.engine.loop import Outcome
 from polyfed.engine.steps import Alone, Assignment
 from polyfed.errors import UserError
+from polyfed.experiment import config
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import World, build_world
+from polyfed.method.affinity import Affinity
 from polyfed.method.averaging import Averaging, nothing
 from polyfed.method.disentafl import Disentangle
 from polyfed.method.disentanglement import Disentangled
@@ -27,7 +29,7 @@ from polyfed.model.architecture import component_of
 from polyfed.scenario.federation import Client
 from tests.worlds import tiny, train
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "experts",
     "width": 8,
     "heads": 2,
@@ -161,8 +163,33 @@ def test_without_a_task_nothing_of_its_scope_travels(monkeypatch: pytest.MonkeyP
     assert any("parity" in name for name in seen.outcome.personal[3]["parameters"])
 
 
+def shares(world: World) -> list[float]:
+    """Return by client which part of the server's parameters it is sent."""
+    state = world.method.begin(world.architecture.initial(3), world.federation.cards)
+    total = sum(value.numel() for value in state.parameters.values())
+    sent = [world.method.deploy(state, card).values() for card in world.federation.cards.values()]
+    return [sum(value.numel() for value in held) / total for held in sent]
+
+
+def test_only_who_owns_everything_is_sent_everything() -> None:
+    """P8: every modality and task, and the stem of every data set."""
+    assert [share == 1 for share in shares(build_world(experiment_of()))] == [False, False, True, False, False]
+    everything = {"clients": 1, "modalities": ["image", "audio"], "tasks": ["digit", "parity"]}
+    stems = {f"{part}_{name}": held for part in "ab" for name, held in MODEL["stems"].items()}
+    changes: dict[str, Any] = {
+        **dict.fromkeys(HOLDINGS),
+        "data": {"name": "several", "parts": {"a": {"name": "avdigits"}, "b": {"name": "avdigits", "seed": 1}}},
+        "scenario": {"groups": [{**everything, "domain": "a"}, {**everything, "domain": "b"}]},
+    }
+    several = build_world(experiment_of(**changes, model={"stems": stems}))
+    assert all(0.5 < share < 1 for share in shares(several))
+
+
 def test_a_client_trains_from_the_servers_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P6: what it is sent in the second round is what the server had after the first; a part too few is an error."""
+    """P6: what it is sent in the second round is what the server had after the first.
+
+    A parameter too few is an error, and so is one too many.
+    """
     after = train(experiment_of()).state.parameters
     seen = Seen(monkeypatch, rounds=2)
     for order in seen.orders.values():
@@ -172,9 +199,14 @@ def test_a_client_trains_from_the_servers_parts(monkeypatch: pytest.MonkeyPatch)
     less = {k: v for k, v in seen.orders[0].tensors["parameters"].items() if not k.startswith("projection.weight")}
     personal = world.method.enrol(seen.first, client.card)
     trainer = Alone(world.method, world.federation, world.federation, world.loop().trainer)
-    order = replace(seen.orders[0], tensors={"parameters": less})
-    with pytest.raises(LookupError, match=r"projection\.weight"):
-        list(trainer.train([(0,)], lambda _: Assignment(0, order, personal), Clock(0, 1, 1), 0))
+    other = min(name for name in seen.first if name.startswith("head.parity."))
+    more = {**seen.orders[0].tensors["parameters"], other: seen.first[other]}
+    assert "head.parity" not in client.card.components
+    for wrong, message in ((less, r"projection\.weight"), (more, r"client 0: 'head\.parity\.\w.*' belongs to none")):
+        order = replace(seen.orders[0], tensors={"parameters": wrong})
+        given = Assignment(0, order, personal)
+        with pytest.raises(LookupError, match=message):
+            list(trainer.train([(0,)], lambda _, given=given: given, Clock(0, 1, 1), 0))
 
 
 def test_gates_stay_and_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +274,22 @@ def test_a_lone_client_trains_as_without_a_server() -> None:
     own = {**together.state.parameters, **together.personal[0]["parameters"]}
     assert own.keys() == alone.keys()
     assert all(torch.equal(own[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize("disentanglement", ["none", "orth_all_pairs"])
+def test_with_nothing_shared_it_is_local_training(disentanglement: str) -> None:
+    """P11: clients of different modalities and tasks, with the same network, loss and batches."""
+    changes: dict[str, Any] = {"rounds": 2, "train__momentum": 0.5}
+    here = build_world(experiment_of(**changes, method__disentanglement=disentanglement))
+    local = build_world(experiment_of(**changes, method__name="local"))
+    assert isinstance(here.method, Averaging)
+    assert isinstance(local.method, Averaging)
+    off = replace(here, method=replace(here.method, share=nothing)).loop().run()
+    alone = replace(local, method=replace(local.method, local=here.method.local)).loop().run()
+    assert not off.state.parameters
+    assert len(off.personal) == 5
+    assert digests(off) == digests(alone)
+    assert off.personal[0]["parameters"].keys() > here.loop().run().personal[0]["parameters"].keys()
 
 
 def test_without_local_steps_nothing_changes() -> None:
@@ -328,13 +376,42 @@ def test_wrong_options_are_refused(option: dict[str, Any]) -> None:
         build_world(experiment_of(**{f"method__{key}": value for key, value in option.items()}))
 
 
-def test_disentangling_lowers_the_cosines_between_types(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"affinity": {"patience": 2}},
+            r"method.affinity.patience: 2 has no effect with method.router ownership: .* set method.router to affinity",
+        ),
+        (
+            {"disentanglement": "none", "beta": 0.0},
+            r"method.beta: 0.0 has no effect with method.disentanglement none: .* choose another disentanglement",
+        ),
+        ({"disentanglement": "none", "warm_up": 1}, r"method.warm_up: 1 has no effect with .*disentanglement none"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_world(experiment_of(**{f"method__{key}": value for key, value in options.items()}))
+
+
+def test_options_that_say_the_usual_are_not_refused() -> None:
+    """As a resolved experiment does; a weight of zero still records how entangled latents are."""
+    usual = {"affinity": Affinity().model_dump(), "beta": None, "warm_up": 5, "disentanglement": "none"}
+    for options in (usual, {"beta": 0.0}):
+        experiment = experiment_of(method={"name": "disentafl", **options})
+        build_world(experiment)
+        build_world(config.parse(experiment.resolved))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_disentangling_lowers_the_cosines_between_types(seed: int, tmp_path: Path) -> None:
     """P15: compared with the same run without it, after the warm-up."""
 
     def left(beta: float) -> float:
         folder = tmp_path / str(beta)
-        changes: dict[str, Any] = {**ALIKE, "train": {"optimizer": "adamw", "lr": 0.003, "batch_size": 32}}
-        train(experiment_of(**changes, rounds=6, method__beta=beta), folder)
+        changes: dict[str, Any] = {**ALIKE, "train": {"optimizer": "adamw", "lr": 0.003, "batch_size": 64}}
+        train(experiment_of(**changes, seed=seed, rounds=6, method__beta=beta), folder)
         lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
         last = [line["numbers"]["disentanglement"] for line in lines if line["kind"] == "client" and line["round"] == 6]
         return float(sum(last)) / len(last)

@@ -18,7 +18,6 @@ from polyfed.engine.stacked import Bound
 from polyfed.engine.trainer import Trainer
 from polyfed.method.disentanglement import (
     LOSSES,
-    MOST_NORMS,
     Disentangled,
     Variant,
     disentanglement,
@@ -26,7 +25,7 @@ from polyfed.method.disentanglement import (
     pairs_of,
 )
 from polyfed.method.objective import supervised
-from polyfed.method.protocol import Groups, Recipe
+from polyfed.method.protocol import MOST_NAMED, Groups, Recipe
 from polyfed.model.architecture import latent_key, latent_type
 from polyfed.model.losses import Share
 from tests.engine.cohorts import alone, answers, cohort
@@ -234,7 +233,7 @@ def test_norms_are_means_by_path_and_not_too_many() -> None:
     latents = {f"image|general|{number:03}": torch.full((4, 9), float(number)) for number in range(300)}
     rows = {key: torch.tensor([True, True, False, True]) for key in latents}
     logged = norms(latents, rows)
-    assert len(logged) == MOST_NORMS < MOST_NUMBERS / 2 + 1
+    assert len(logged) == MOST_NAMED < MOST_NUMBERS / 2 + 1
     total, count = logged["norm.image.general.007"]
     assert (float(total), int(count)) == (63.0, 3)
 

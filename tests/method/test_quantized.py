@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +14,14 @@ import torch
 from torch import Tensor
 
 from polyfed.data.schema import Modality, Task
-from polyfed.engine import wire
+from polyfed.engine import evaluate, wire
+from polyfed.engine.checklist import Checklist
 from polyfed.engine.loop import Outcome
-from polyfed.engine.screen import screen
+from polyfed.engine.screen import Refusal
+from polyfed.engine.screen import screen as screened
+from polyfed.engine.steps import Alone, Assignment
 from polyfed.experiment.world import build_world
-from polyfed.method.averaging import Averaging
+from polyfed.method.averaging import Averaging, named_by
 from polyfed.method.protocol import Ask, Clock, Fold, Order, Reply, ask, expected
 from polyfed.method.quantized import (
     Quantized,
@@ -25,6 +31,7 @@ from polyfed.method.quantized import (
     packed_expects,
     quantizable,
     quantize,
+    rounded,
     unpacked,
     unpacked_reply,
 )
@@ -132,11 +139,19 @@ def test_a_message_takes_a_byte_per_value_and_four_per_scale() -> None:
 CARD = Card(0, "client", ("image",), ("digit",), 10, ("layer", "norm", "gate"))
 
 
+def screen(reply: Reply, order: Order, *, largest_growth: float) -> Refusal | None:
+    """Screen a reply in 8 bits; the checklist, which is asked first, must not let through what this refuses."""
+    refusal = screened(reply, order, CARD, largest_growth=largest_growth, reading=unpacked)
+    passed = Checklist(order, CARD, largest_growth, unpacked).passes(reply, CARD)
+    assert passed == (refusal is None)
+    return refusal
+
+
 def asked() -> tuple[Order, Order]:
     """An order as the method makes it and as it travels."""
     tensors = {"parameters": PARAMETERS}
     order = Order("train", frozenset(), tensors, {}, expected(tensors))
-    return order, replace(order, tensors=packed(tensors), expects=packed_expects(order))
+    return order, replace(order, tensors=packed(tensors), expects=packed_expects(order.expects))
 
 
 def reply_of(**changes: Mapping[str, Tensor]) -> Reply:
@@ -146,9 +161,65 @@ def reply_of(**changes: Mapping[str, Tensor]) -> Reply:
 
 def test_a_packed_reply_is_what_a_packed_order_asks_for() -> None:
     _, order = asked()
-    assert screen(reply_of(), order, CARD, largest_growth=100.0) is None
+    assert screen(reply_of(), order, largest_growth=100.0) is None
     zeros = Reply(5, packed({"parameters": {name: torch.zeros_like(value) for name, value in PARAMETERS.items()}}))
-    assert screen(zeros, order, CARD, largest_growth=100.0) is None
+    assert screen(zeros, order, largest_growth=100.0) is None
+
+
+def growing(size: int = 192) -> tuple[Order, Order, Reply]:
+    """An order of norm 9.6, plain and packed, and a packed reply of 127 everywhere with the scales 1."""
+    tensors = {"parameters": {"layer.weight": torch.full((size, size), 9.6 / size)}}
+    plain = Order("train", frozenset(), tensors, {}, expected(tensors))
+    whole = torch.full((size, size), 127, dtype=torch.int8)
+    reply = Reply(
+        5, {"parameters": {}, "quantized": {"layer.weight": whole}, "scales": {"layer.weight": torch.ones(size)}}
+    )
+    return plain, replace(plain, tensors=packed(tensors), expects=packed_expects(plain.expects)), reply
+
+
+def test_values_are_screened_as_they_would_be_in_float32() -> None:
+    plain, order, reply = growing()
+    refusal = screen(reply, order, largest_growth=100.0)
+    assert refusal == Refusal("layer", "norm 2.44e+04 is above the limit 960 (engine.largest_growth)")
+    assert refusal == screened(unpacked_reply(reply), plain, CARD, largest_growth=100.0)
+
+
+@pytest.mark.parametrize(("growth", "refused"), [(0.0, False), (1.0, False), (99.0, False), (101.0, True)])
+def test_the_limit_is_that_of_values_not_of_scales(growth: float, refused: bool) -> None:
+    """Rows of zeros, whose scales are 1, included."""
+    plain, order, _ = growing()
+    values = {name: growth * value for name, value in plain.tensors["parameters"].items()}
+    reply = Reply(5, packed({"parameters": values}))
+    assert (screen(reply, order, largest_growth=100.0) is not None) == refused
+    if growth < 1:
+        assert screen(reply, order, largest_growth=1.0) is None
+
+
+def test_scales_of_which_there_is_nothing_may_be_large_if_finite() -> None:
+    _, order, reply = growing(4)
+    for scale, refused in ((1e30, False), (torch.inf, True), (torch.nan, True)):
+        groups = {
+            **reply.tensors,
+            "quantized": {"layer.weight": torch.zeros(4, 4, dtype=torch.int8)},
+            "scales": {"layer.weight": torch.full((4,), scale)},
+        }
+        refusal = screen(replace(reply, tensors=groups), order, largest_growth=100.0)
+        assert (refusal is not None) == refused
+        if refusal is not None:
+            assert refusal.component == "layer"
+            assert "'layer.weight' has 16 values that are NaN or infinite" in refusal.reason
+
+
+def test_other_groups_are_screened_too() -> None:
+    """Such as what is tried of a type that was left, which is not quantised."""
+    plain, _ = asked()
+    tried = {"layer.weight": torch.ones(2, 2)}
+    tensors = {**plain.tensors, "retest": tried}
+    order = replace(plain, tensors=packed(tensors), expects=packed_expects(expected(tensors)))
+    for factor, refused in ((99.0, False), (101.0, True)):
+        reply = Reply(5, {**packed(plain.tensors), "retest": {"layer.weight": factor * tried["layer.weight"]}})
+        refusal = screen(reply, order, largest_growth=100.0)
+        assert (None if refusal is None else refusal.component) == ("layer" if refused else None)
 
 
 @pytest.mark.parametrize(
@@ -164,12 +235,12 @@ def test_a_packed_reply_is_what_a_packed_order_asks_for() -> None:
 )
 def test_bad_packed_replies_are_refused(changes: dict[str, dict[str, Tensor]]) -> None:
     _, order = asked()
-    assert screen(reply_of(**changes), order, CARD, largest_growth=100.0) is not None
+    assert screen(reply_of(**changes), order, largest_growth=100.0) is not None
 
 
 def test_unpacked_parameters_were_not_asked_for() -> None:
     _, order = asked()
-    assert screen(Reply(5, {"parameters": PARAMETERS}), order, CARD, largest_growth=100.0) is not None
+    assert screen(Reply(5, {"parameters": PARAMETERS}), order, largest_growth=100.0) is not None
 
 
 # ------------------------------------------------------------------------------------------------ exchanges
@@ -207,9 +278,17 @@ def test_all_replies_at_once_are_unpacked_too() -> None:
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
+RUN: Mapping[str, Any] = {
+    "method__name": "disentafl",
+    "method__quantize_bits": 8,
+    "model": MODEL,
+    "rounds": 2,
+    "engine__workers": 1,
+}
+
+
 def quantized_run(deliver: Any = lambda number, client, reply: reply, **changes: Any) -> Outcome:
-    changes = {"method__name": "disentafl", "method__quantize_bits": 8, "model": MODEL, "rounds": 2, **changes}
-    return train(tiny(**changes, engine__workers=1), deliver=deliver)
+    return train(tiny(**{**RUN, **changes}), deliver=deliver)
 
 
 def test_the_server_averages_what_arrived_in_float32() -> None:
@@ -253,6 +332,92 @@ def test_bytes_are_counted_and_fewer_and_bits_do_not_depend_on_the_wire() -> Non
     assert (travelled.digest, travelled.personal_digest) == (packed_run.digest, packed_run.personal_digest)
     for name, value in plain.state.parameters.items():
         torch.testing.assert_close(packed_run.state.parameters[name], value, rtol=0.1, atol=0.05)
+
+
+def bytes_of(values: Mapping[str, Tensor]) -> int:
+    """Count by hand what parameters take: one byte per value that is quantised, four per scale and per other value."""
+    total = 0
+    for name, value in values.items():
+        bias = name.endswith("bias") and values[name.removesuffix("bias") + "weight"].dim() > 1
+        scales = len(value) if value.dim() > 1 else int(bias)
+        total += value.numel() + 4 * scales if scales else 4 * value.numel()
+    return total
+
+
+def test_the_bytes_of_a_run_are_those_of_what_its_clients_share(tmp_path: Path) -> None:
+    """P8: exactly, in every round, both ways, component by component."""
+    experiment = tiny(**RUN)
+    train(experiment, tmp_path)
+    world = build_world(experiment)
+    initial, cards = world.architecture.initial(experiment.seed), world.federation.cards
+    lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    clients = [line for line in lines if line["kind"] == "client"]
+    assert [line["client"] for line in clients] == 2 * list(cards)
+    for line in clients:
+        components = cards[line["client"]].components
+        values: dict[str, dict[str, Tensor]] = {part: {} for part in components if part[:5] != "gate."}
+        for name in named_by(tuple(initial), tuple(values)):
+            values[component_of(name, components)][name] = initial[name]
+        wanted = {component: bytes_of(held) for component, held in values.items()}
+        for sizes in line["bytes"].values():
+            assert {name: size for name, size in sizes.items() if name != "envelope"} == wanted
+
+
+def test_a_reply_that_grew_too_much_is_refused_by_name() -> None:
+    """As the engine receives it: the scales of one component are large."""
+
+    def grown(number: int, client: int, reply: Reply) -> Reply:
+        scales = {name: 500 * v if name[:11] == "projection." else v for name, v in reply.tensors["scales"].items()}
+        return replace(reply, tensors={**reply.tensors, "scales": scales}) if client == 1 else reply
+
+    refused = quantized_run(grown, rounds=1).progress.refused
+    assert [(entry["client"], entry["component"]) for entry in refused] == [(1, "projection")]
+    assert re.fullmatch(r"norm \S+ is above the limit \d+ \(engine.largest_growth\)", refused[0]["reason"])
+
+
+def test_the_model_that_is_judged_is_what_a_client_is_sent_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6: bit for bit; what it keeps to itself is as it is."""
+    judge, begin = evaluate.judged, Alone._begin
+    loaded: dict[int, Mapping[str, Tensor]] = {}
+    sent: dict[int, Mapping[str, Tensor]] = {}
+
+    def judged(trainer: Any, card: Card, parameters: Mapping[str, Tensor]) -> Any:
+        loaded[card.id] = parameters
+        return judge(trainer, card, parameters)
+
+    def began(alone: Alone, one: Assignment, clock: Any) -> Any:
+        sent[one.client] = unpacked(wire.decode_order(wire.encode_order(one.order)).tensors)["parameters"]
+        return begin(alone, one, clock)
+
+    monkeypatch.setattr(evaluate, "judged", judged)
+    outcome = quantized_run(rounds=1)
+    after_one = dict(loaded)
+    monkeypatch.setattr(Alone, "_begin", began)
+    quantized_run(rounds=2)
+    server = outcome.state.parameters
+    for client, held in after_one.items():
+        own = outcome.personal[client]["parameters"]
+        assert held.keys() - sent[client].keys() == own.keys()
+        assert all(torch.equal(held[name], value) for name, value in {**sent[client], **own}.items())
+        assert not torch.equal(held["projection.weight"], server["projection.weight"])
+    assert sorted(after_one) == sorted(sent) == [0, 1, 2, 3]
+
+
+def test_clients_are_judged_on_the_same_rounded_parameters() -> None:
+    """Else every one of them would have to be sent to the workers."""
+    world = build_world(tiny(**RUN))
+    cards = world.federation.cards
+    states = [world.method.begin(world.architecture.initial(seed), cards) for seed in (0, 1)]
+    one, other = (world.method.deploy(states[0], cards[client]) for client in (0, 2))
+    assert len(one) < len(other)
+    assert all(other[name] is value for name, value in one.items())
+    second = world.method.deploy(states[1], cards[0])
+    assert all(
+        torch.equal(second[n], v)
+        for n, v in rounded({"parameters": states[1].parameters})["parameters"].items()
+        if n in one
+    )
+    assert not torch.equal(second["projection.weight"], one["projection.weight"])
 
 
 def test_without_an_option_nothing_is_wrapped() -> None:

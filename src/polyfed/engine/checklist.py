@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyfed.engine.screen import LONGEST_NAME, MOST_NUMBERS, norms_by_part, part_of
 from polyfed.engine.wire import order_bytes, reply_bytes
-from polyfed.method.protocol import Order, Reply
+from polyfed.method.protocol import Order, Reading, Reply, as_it_is
 from polyfed.scenario.federation import Card
 
 Norms = Mapping[str, Mapping[str, float]]
@@ -28,16 +28,20 @@ CPU = torch.device("cpu")
 
 
 class Checklist:
-    """What replies to an order must be, and how many bytes it and they take on the wire."""
+    """What replies to an order must be, and how many bytes it and they take on the wire.
 
-    def __init__(self, order: Order, card: Card, largest_growth: float) -> None:
+    Norms are those of the values that ``reading`` finds in tensors as they travel.
+    """
+
+    def __init__(self, order: Order, card: Card, largest_growth: float, reading: Reading = as_it_is) -> None:
+        self._reading = reading
         self._parts = card.components
         self._expects = order.expects
         self._needs = order.needs
         self._bounded = any(one.largest is not None for held in order.expects.values() for one in held.values())
         self._limits = {
             group: {part: largest_growth * max(1.0, norm) for part, norm in self._norms_of(group, held).items()}
-            for group, held in self._sent(order).items()
+            for group, held in reading(self._sent(order)).items()
         }
         self.down = order_bytes(order, card.components)
         self.down_total = sum(self.down.values())
@@ -112,13 +116,15 @@ class Checklist:
 
     def norms(self, reply: Reply) -> Norms:
         """Return a reply's norms by group and part."""
-        return {group: self._norms_of(group, held) for group, held in reply.tensors.items()}
+        return {group: self._norms_of(group, held) for group, held in self._reading(reply.tensors).items()}
 
     def _norms_of(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, float]:
         return norms_by_part(tensors, [part_of(name, group, self._parts) for name in tensors])
 
     def norms_of_many(self, replies: Sequence[object]) -> list[Norms] | None:
         """Return the norms of several small replies in one pass; None where that does not go or does not pay."""
+        if self._reading is not as_it_is:
+            return None
         sound = [reply for reply in replies if type(reply) is Reply and self._right_tensors(reply.tensors)]
         size = sum(math.prod(one.shape) for held in self._expects.values() for one in held.values())
         if len(sound) < len(replies) or len(sound) < 2 or size > SMALL:

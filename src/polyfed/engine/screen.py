@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyfed.engine.wire import owner_of
-from polyfed.method.protocol import Expected, Groups, Order, Reply
+from polyfed.method.protocol import Expected, Groups, Order, Reading, Reply, as_it_is
 from polyfed.scenario.federation import Card
 
 MOST_NUMBERS = 256  # of a reply: scalars are for logs and weights, not a way around the tensors that were asked for
@@ -38,10 +38,13 @@ def screen_own(reply: Any, personal: Groups, card: Card) -> Refusal | None:
     return numbers or _values(personal, {}, card.components, math.inf)
 
 
-def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Refusal | None:
+def screen(
+    reply: Any, order: Order, card: Card, *, largest_growth: float, reading: Reading = as_it_is
+) -> Refusal | None:
     """Return why a reply must be refused, or None if it is sound.
 
     A component's Euclidean norm may be at most ``largest_growth`` times the norm it was sent with (at least 1).
+    Both are norms of the values that ``reading`` finds in tensors as they travel.
     """
     if not isinstance(reply, Reply):
         return Refusal("reply", f"expected a Reply, got {type(reply).__name__}")
@@ -53,7 +56,7 @@ def screen(reply: Any, order: Order, card: Card, *, largest_growth: float) -> Re
         or _names(reply.tensors, order.expects, card.components)
         or _shapes(reply.tensors, order.expects, card.components)
         or _bounded(reply.tensors, order.expects, card.components)
-        or _values(reply.tensors, order.tensors, card.components, largest_growth)
+        or _values(reading(reply.tensors), reading(order.tensors), card.components, largest_growth)
     )
 
 

@@ -14,7 +14,7 @@ from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
 from polyfed.engine.wire import MalformedMessageError, decode_reply, reply_bytes
 from polyfed.errors import RunError
-from polyfed.method.protocol import NOTES, Ask, Clock, Fold, Groups, Method, Order, Orders, Reply
+from polyfed.method.protocol import NOTES, Ask, Clock, Fold, Groups, Method, Order, Reply
 from polyfed.model.architecture import Tensors
 from polyfed.scenario.federation import ClientId, Federation
 
@@ -137,7 +137,7 @@ class Simulator:
         accepted, refused_before = 0, len(self.refused)
         self._checklists.clear()
         self._updates = Updates(wanted.reading) if self.diagnose else None
-        for answer, norms in self._answers(wanted.orders, clock, number):
+        for answer, norms in self._answers(wanted, clock, number):
             reply = self._received(answer, norms, wanted, clock, number)
             if reply is None:
                 continue
@@ -164,8 +164,9 @@ class Simulator:
         if line is not None:
             self.recorder.write(line)
 
-    def _answers(self, orders: Orders, clock: Clock, number: int) -> Iterator[tuple[Answer, Norms | None]]:
+    def _answers(self, wanted: Ask, clock: Clock, number: int) -> Iterator[tuple[Answer, Norms | None]]:
         """Have the steps of all ordered clients run; answers come in ascending client id, with norms if known."""
+        orders = wanted.orders
 
         def assign(client: ClientId) -> Assignment:
             return Assignment(client, orders[client], self.personal_of(client))
@@ -175,16 +176,16 @@ class Simulator:
         following = next(left, None)
         for done in self.crew.train(self.arrange(list(orders)), assign, clock, number):
             self.paths.update(done.paths)
-            waiting |= self._weighed(done.answers, orders)
+            waiting |= self._weighed(done.answers, wanted)
             while following in waiting:
                 yield waiting.pop(following)
                 following = next(left, None)
 
-    def _weighed(self, answers: Sequence[Answer], orders: Orders) -> dict[ClientId, tuple[Answer, Norms | None]]:
+    def _weighed(self, answers: Sequence[Answer], wanted: Ask) -> dict[ClientId, tuple[Answer, Norms | None]]:
         """Compute the norms of the replies of one job together, where they were asked for alike."""
         alike: dict[Checklist, list[Answer]] = {}
         for answer in answers:
-            alike.setdefault(self._checklist(answer.client, orders[answer.client]), []).append(answer)
+            alike.setdefault(self._checklist(answer.client, wanted), []).append(answer)
         found: dict[ClientId, tuple[Answer, Norms | None]] = {}
         for checklist, held in alike.items():
             norms = checklist.norms_of_many([answer.reply for answer in held])
@@ -192,20 +193,20 @@ class Simulator:
                 found[answer.client] = answer, None if norms is None else norms[place]
         return found
 
-    def _checklist(self, client: ClientId, order: Order) -> Checklist:
-        """Return the checklist of an order; clients that are sent the same things share one."""
-        card = self.federation.cards[client]
+    def _checklist(self, client: ClientId, wanted: Ask) -> Checklist:
+        """Return the checklist of a client's order; clients that are sent the same things share one."""
+        card, order = self.federation.cards[client], wanted.orders[client]
         parts = (order.tensors, order.expects, order.numbers, order.needs)
         key = (order.step, order.active, *map(id, parts), card.components)
         if key not in self._checklists:
             # The order is kept, so that no other one can come to have its parts' identities.
-            self._checklists[key] = order, Checklist(order, card, self.screening.largest_growth)
+            self._checklists[key] = order, Checklist(order, card, self.screening.largest_growth, wanted.reading)
         return self._checklists[key][1]
 
     def _received(self, answer: Answer, norms: Norms | None, wanted: Ask, clock: Clock, number: int) -> Reply | None:
         """Screen, count and record one reply; None if it is lost or refused."""
         order = wanted.orders[answer.client]
-        card, checklist = self.federation.cards[answer.client], self._checklist(answer.client, order)
+        card, checklist = self.federation.cards[answer.client], self._checklist(answer.client, wanted)
         self.bytes["down"] += checklist.down_total
         reply, broken = opened(answer, self.deliver(clock.round, answer.client, answer.reply))
         passes = checklist.passes(reply, card, norms if reply is answer.reply else None)
@@ -219,7 +220,8 @@ class Simulator:
         else:
             up = reply_bytes(reply, card.components) if countable(reply) else {}
             total = sum(up.values())
-            refusal = broken or screen(reply, order, card, largest_growth=self.screening.largest_growth) or own
+            growth = self.screening.largest_growth
+            refusal = broken or screen(reply, order, card, largest_growth=growth, reading=wanted.reading) or own
             if refusal is not None:
                 self.bytes["up"] += total
                 self._refuse(answer.client, refusal, clock, {"down": checklist.down, "up": up})

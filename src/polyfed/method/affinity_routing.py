@@ -11,8 +11,8 @@ from typing import Any
 from polyfed.method.affinity import MEMBER, Affinity, Standing, cosines, judged
 from polyfed.method.averaging import Averaging, AveragingState
 from polyfed.method.companion import Watching
-from polyfed.method.disentanglement import MOST_NORMS
 from polyfed.method.protocol import (
+    MOST_NAMED,
     Ask,
     ClientStep,
     Clock,
@@ -277,6 +277,6 @@ def changes(before: Collection[str], after: Collection[str]) -> dict[str, float]
 def noted(types: Collection[str], state: RoutedState, found: Mapping[str, list[float]]) -> Note:
     """Note how many clients have left each type, and the mean cosine of its members; of the first types by name."""
     counts = Counter(name for client in state.standings for name in state.away(client))
-    shown = list(types)[:MOST_NORMS]
+    shown = list(types)[:MOST_NAMED]
     means = {f"cosine.{name}": fmean(found[name]) for name in shown if found.get(name)}
     return Note({**{f"left.{name}": float(counts[name]) for name in shown}, **means})

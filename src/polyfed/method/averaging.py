@@ -216,6 +216,9 @@ class Averaging:
     def _training(self, order: Order, personal: Groups, client: Client, clock: Clock) -> Training:
         received = order.tensors["parameters"]
         start = join(received, personal.get("parameters", {}), client=client.card.id)
+        stray = start.keys() - set(named_by(tuple(start), client.card.components))
+        if stray:
+            raise LookupError(f"client {client.card.id}: {min(stray)!r} belongs to none of its components")
         data = client.train.holding(order.active)
         recipe = recipe_of(self.context.recipe, clock, client.card.id)
         groups = {group: held for group, held in order.tensors.items() if group != "parameters"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,8 +15,8 @@ from polyfed.method.affinity_routing import Routed, as_they_are
 from polyfed.method.averaging import Averaging, Context
 from polyfed.method.classic import MissingRule
 from polyfed.method.disentanglement import BETA, EXTRA, Disentangled, Variant
-from polyfed.method.protocol import Fit, Groups, Method, Request, fit
-from polyfed.method.quantized import Quantized, packed, unpacked
+from polyfed.method.protocol import Fit, Method, Request, fit
+from polyfed.method.quantized import Quantized, rounded
 from polyfed.method.training import Descend, Local, Trained, Training
 from polyfed.model.expert_names import GATE, GENERAL, expert
 
@@ -24,6 +24,11 @@ Disentanglement = Literal[Variant, "none"]
 Router = Literal["ownership", "affinity"]
 
 AFFINITY = Affinity()
+WARM_UP = 5
+
+# Why an option is refused, and what to do:
+WITHOUT_LOSS = "has no effect with method.disentanglement none: leave it out, or choose another disentanglement"
+BY_OWNERSHIP = "has no effect with method.router ownership: leave it out, or set method.router to affinity"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def disentafl(
         Disentanglement,
         Field(description="squared cosines of all pairs of samples, of each sample's own, dependence, or no such loss"),
     ] = "orth_all_pairs",
-    warm_up: Annotated[int, Field(ge=1, description="rounds in which the weight grows to beta")] = 5,
+    warm_up: Annotated[int, Field(ge=1, description="rounds in which the weight grows to beta")] = WARM_UP,
     share_general: Annotated[
         bool, Field(description="whether the general stack, which all clients have in common, is shared")
     ] = True,
@@ -88,8 +93,13 @@ def disentafl(
     "TAP", arXiv 2509.26524); the paper could not be read. For the model ``experts``: a client has the experts that
     its modalities and tasks call for (routing by ownership) and keeps its gates. Every other component is averaged
     over those who hold it, weighted by samples. With routing by affinity a client that long disagrees with the others
-    about a knowledge type keeps its own. Every default is our choice.
+    about a knowledge type keeps its own. Every default is our choice. Raises UserError for options without effect.
     """
+    if disentanglement == "none":
+        check_idle({"beta": beta, "warm_up": warm_up}, {"beta": None, "warm_up": WARM_UP}, WITHOUT_LOSS)
+    if router == "ownership":
+        given, usual = ({f"affinity.{k}": v for k, v in rule.model_dump().items()} for rule in (affinity, AFFINITY))
+        check_idle(given, usual, BY_OWNERSHIP)
     names = context.components(tuple(context.widths()), tuple(context.tasks))
     averaging = Averaging(
         context,
@@ -103,17 +113,19 @@ def disentafl(
     return method if quantize_bits is None else Quantized(method)
 
 
+def check_idle(given: Mapping[str, Any], usual: Mapping[str, Any], why: str) -> None:
+    """Raise UserError for the first option without effect that is not as usual."""
+    for option, value in given.items():
+        if value != usual[option]:
+            raise UserError(f"method.{option}: {value} {why}")
+
+
 def routed(averaging: Averaging, components: Collection[str], rule: Affinity, *, quantized: bool) -> Routed:
     """Return the averaging with routing by affinity. Raises UserError where there is no knowledge type to leave."""
     types = types_of(components)
     if not types:
         raise UserError("method.router: 'affinity' needs a model of experts or stacks: set model.name to 'experts'")
     return Routed(averaging, types, rule, rounded if quantized else as_they_are)
-
-
-def rounded(groups: Groups) -> Groups:
-    """Return what arrives of parameters sent in 8 bits."""
-    return unpacked(packed(groups))
 
 
 def local_of(components: Collection[str], variant: Disentanglement, beta: float | None, warm_up: int) -> Local:

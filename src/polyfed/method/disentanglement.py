@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from polyfed.data.samples import Batch
-from polyfed.method.protocol import Groups, Model
+from polyfed.method.protocol import MOST_NAMED, Groups, Model
 from polyfed.model.architecture import latent_modality, latent_type
 from polyfed.model.losses import Logged, Share, total_loss
 from polyfed.model.masks import keep, masked_mean
@@ -28,9 +28,6 @@ EXTRA = "disentanglement"
 """The group of extra tensors that holds the weight of the loss."""
 
 BETA = "beta"
-
-MOST_NORMS = 128
-"""Paths whose norms are logged: a reply may hold only so many numbers."""
 
 SMALLEST = 1e-20
 """Squared norm below which a latent counts as zero."""
@@ -93,7 +90,7 @@ def pairs_of(keys: Sequence[str]) -> Places:
 def norms(latents: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Logged:
     """Return the mean norm of the latents of each path, of the first paths by name."""
     found: Logged = {}
-    for key in sorted(latents)[:MOST_NORMS]:
+    for key in sorted(latents)[:MOST_NAMED]:
         lengths = torch.linalg.vector_norm(latents[key].detach(), dim=-1)
         found[f"norm.{key.replace('|', '.')}"] = Share(keep(lengths, rows[key]).sum(), rows[key].sum())
     return found

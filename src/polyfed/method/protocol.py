@@ -79,6 +79,9 @@ class Reply:
 UNTRAINED = "untrained."
 """What the numbers of a reply begin with that name components which the client was sent but did not train."""
 
+MOST_NAMED = 128
+"""Parts of a model of which a method tells numbers by name: a reply may hold only so many, and so should a note."""
+
 
 def untrained(reply: Reply) -> list[str]:
     """Name the components that a client says it did not train."""
@@ -129,7 +132,8 @@ class Ask:
     """Send orders and gather every reply, by client; refused and lost replies are missing.
 
     ``aside``: this only prepares the round; whoever is asked does not thereby take part in it. ``reading`` is for those
-    who look at messages from outside, such as diagnostics.
+    who look at messages from outside: what screens replies and what compares updates goes by the values that it finds.
+    It is called only with tensors whose names, shapes and types are as expected.
     """
 
     orders: Orders

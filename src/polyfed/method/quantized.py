@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -39,8 +38,27 @@ SCALES = "scales"
 """The group of what those are multiples of: (rows,) of a matrix, () of a bias."""
 
 HIGHEST = 127
-GROWTH = 100.0
-"""How many times the norm of a tensor may grow in one exchange before its scales are refused."""
+
+
+class Arriving:
+    """Finds what arrives of one state's parameters; each is rounded once, so that clients still share it."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, state: Any, parameters: Tensors) -> Tensors:
+        """Return what arrives of these parameters of a state."""
+        if state is not self._state:
+            self._state, self._found = state, {}
+        chosen = set(quantizable(shapes_of(parameters)))
+        return {name: self._rounded(value) if name in chosen else value for name, value in parameters.items()}
+
+    def _rounded(self, value: Tensor) -> Tensor:
+        if id(value) not in self._found:
+            # The value is kept, so that no other one can come to have its identity.
+            self._found[id(value)] = value, dequantize(*quantize(value))
+        return self._found[id(value)][1]
 
 
 @dataclass(frozen=True)
@@ -49,10 +67,11 @@ class Quantized(Generic[S]):
 
     Symmetric, to the nearest multiple of max|x| / 127: one scale per row (first axis) of every tensor of two or more
     axes, one per bias; what belongs to a normalisation stays as it is, and so do other groups. The method itself, its
-    server and its clients, sees the values that arrive, in float32.
+    server and its clients, sees the values that arrive, in float32. Those are also the ones deployed.
     """
 
     method: Method[S]
+    _arriving: Arriving = field(default_factory=Arriving, init=False, repr=False, compare=False)
 
     @property
     def steps(self) -> Mapping[str, ClientStep]:
@@ -68,8 +87,8 @@ class Quantized(Generic[S]):
         return self.method.enrol(initial, card)
 
     def deploy(self, state: S, card: Card) -> Tensors:
-        """Return the server's part of one client's model."""
-        return self.method.deploy(state, card)
+        """Return the server's part of one client's model, as the client has it once it is sent."""
+        return self._arriving.of(state, self.method.deploy(state, card))
 
     def round(self, state: S, roster: Roster, clock: Clock) -> Conversation[S]:
         """Hold the method's exchanges, each with packed orders and unpacked replies."""
@@ -128,7 +147,7 @@ def packed_exchange(wanted: Ask | Note) -> Ask | Note:
     for client, order in wanted.orders.items():
         key = id(order.tensors), id(order.expects)
         if key not in alike:
-            alike[key] = packed(order.tensors), packed_expects(order)
+            alike[key] = packed(order.tensors), packed_expects(order.expects)
         tensors, expects = alike[key]
         orders[client] = replace(order, tensors=tensors, expects=expects)
     if isinstance(wanted, Fold):
@@ -144,7 +163,7 @@ def unpacked_reply(reply: Reply) -> Reply:
 def packed(groups: Groups) -> Groups:
     """Move what can be quantised of the parameters to groups of their own."""
     parameters = groups.get(PARAMETERS, {})
-    chosen = quantizable({name: tuple(value.shape) for name, value in parameters.items()})
+    chosen = quantizable(shapes_of(parameters))
     if not chosen:
         return groups
     pairs = {name: quantize(parameters[name]) for name in chosen}
@@ -165,30 +184,32 @@ def unpacked(groups: Groups) -> Groups:
     return {**others, PARAMETERS: {**groups.get(PARAMETERS, {}), **values}}
 
 
-def packed_expects(order: Order) -> Expects:
-    """Describe a packed reply to an order.
+def rounded(groups: Groups) -> Groups:
+    """Return what arrives of parameters sent in 8 bits."""
+    return unpacked(packed(groups))
 
-    The norm of scales is bounded: rows of zeros have the scale 1, other scales are a 127th of a row's largest value.
-    """
-    expects = order.expects.get(PARAMETERS, {})
+
+def packed_expects(groups: Expects) -> Expects:
+    """Describe a packed reply, given what the reply is to hold."""
+    expects = groups.get(PARAMETERS, {})
     chosen = quantizable({name: one.shape for name, one in expects.items()})
     if not chosen:
-        return order.expects
-    scales = {}
-    for name in chosen:
-        shape, sent = expects[name].shape, order.tensors.get(PARAMETERS, {}).get(name)
-        norm = 1.0 if sent is None else max(1.0, float(torch.linalg.vector_norm(sent)))
-        rows = shape[:1] if len(shape) > 1 else ()
-        scales[name] = Expected(rows, torch.float32, math.sqrt(math.prod(rows)) + GROWTH * norm / HIGHEST)
+        return groups
+    shapes = {name: expects[name].shape for name in chosen}
     return {
-        **order.expects,
-        PARAMETERS: {name: one for name, one in expects.items() if name not in scales},
-        QUANTIZED: {name: Expected(expects[name].shape, torch.int8) for name in chosen},
-        SCALES: scales,
+        **groups,
+        PARAMETERS: {name: one for name, one in expects.items() if name not in shapes},
+        QUANTIZED: {name: Expected(shape, torch.int8) for name, shape in shapes.items()},
+        SCALES: {n: Expected(shape[:1] if len(shape) > 1 else (), torch.float32) for n, shape in shapes.items()},
     }
 
 
 # ---------------------------------------------------------------------------------------------- numbers
+
+
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def quantizable(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
