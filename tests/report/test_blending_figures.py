@@ -13,9 +13,10 @@ from tests.worlds import tiny
 
 from polyfed.engine.loop import Outcome
 from polyfed.experiment.running import run
-from polyfed.report.blending_figures import clients_card, divergence_card, heads_card
+from polyfed.report.blending_figures import clients_card, heads_card
 from polyfed.report.figures import global_card
 from polyfed.report.records import RunData, load_run
+from polyfed.report.update_figures import divergence_card
 
 
 @pytest.fixture(scope="module")

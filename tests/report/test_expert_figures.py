@@ -22,7 +22,7 @@ from polyfed.report.palette import group_palette
 from polyfed.report.plotting import Card
 from polyfed.report.records import RunData, load_run
 from polyfed.report.update_comparison import updates_card
-from polyfed.report.update_figures import MANY_COMPONENTS, MANY_ROWS, agreement_card
+from polyfed.report.update_figures import MANY_COMPONENTS, MANY_ROWS, agreement_card, divergence_card
 from polyfed.report.variants import variants
 
 Make = Callable[..., Path]
@@ -51,6 +51,12 @@ def agreement(number: int, **cosines: float) -> dict[str, Any]:
     return {"kind": "agreement", "round": number, "exchange": 0, "step": "train", "cosine": named} | {
         "clients": dict.fromkeys(named, 3)
     }
+
+
+def divergence(client: int, number: int, **distances: float) -> dict[str, Any]:
+    named = {name.replace("__", "."): value for name, value in distances.items()}
+    line = {"kind": "client", "round": number, "step": "train", "client": client, "modalities": ["image"]}
+    return {**line, "examples": 9, "divergence": named}
 
 
 def drawn(card: Card | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -157,6 +163,32 @@ def test_tables_and_legends_end_somewhere(make_run: Make, tmp_path: Path) -> Non
     assert card is not None and card.table is not None
     assert (len(card.table.rows), len(card.legend)) == (MANY_ROWS, MANY_COMPONENTS)
     assert card.table.note and "59 more kinds" in card.note
+
+
+def test_the_divergence_of_many_components_is_put_together_by_kind(make_run: Make, tmp_path: Path) -> None:
+    many = {f"stem__m{number}": float(number) for number in range(MANY_COMPONENTS)}
+    lines = [
+        divergence(0, 1, **many, expert__image__digit=1.0, expert__audio__digit=4.0),
+        divergence(1, 1, expert__image__digit=3.0),  # mean over clients first, then over components
+        divergence(0, 2, expert__audio__digit=8.0),
+    ]
+    card = divergence_card(load_run(add(make_run(tmp_path / "run"), lines)))
+    traces, _ = drawn(card)
+    assert {trace["name"]: (trace["x"], trace["y"]) for trace in traces} == {
+        "expert modality → task": ([1, 2], [3.0, 8.0]),
+        "stem": ([1], [pytest.approx(sum(many.values()) / MANY_COMPONENTS)]),
+    }
+    assert card is not None and "mean over the components of a kind" in card.note
+    assert [chip.group for chip in card.legend] == [trace["legendgroup"] for trace in traces]
+
+
+@pytest.mark.parametrize("components", [1, MANY_COMPONENTS, MANY_COMPONENTS + 1, 30])
+def test_no_two_lines_of_a_card_share_a_colour(components: int, make_run: Make, tmp_path: Path) -> None:
+    values = {f"kind{number}__part": 0.5 for number in range(components)}
+    data = load_run(add(make_run(tmp_path / "run"), [agreement(1, **values), divergence(0, 1, **values)]))
+    for card in (agreement_card(data), divergence_card(data)):
+        colours = [trace["line"]["color"] for trace in drawn(card)[0]]
+        assert len(colours) == len(set(colours)) == min(components, MANY_COMPONENTS)
 
 
 @pytest.mark.parametrize(

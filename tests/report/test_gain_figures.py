@@ -78,7 +78,6 @@ def test_bars_of_two_methods_share_scale_and_places() -> None:
     assert first["marker"]["color"] == [COLOUR["gains"], COLOUR["loses"], COLOUR["within the spread over seeds"]]
     assert first["text"][1] == "ward 1 (image): \N{MINUS SIGN}20.0 points"
     assert drawn["layout"]["yaxis2"]["matches"] == "y"
-    assert drawn["layout"]["yaxis"]["title"]["text"] == "gain (accuracy, points)"
     assert list(drawn["layout"]["xaxis"]["ticktext"]) == ["audio", "image"]
     assert drawn["layout"]["xaxis"]["tickvals"] == [0, 2.5]
     assert drawn["layout"]["annotations"][1]["text"] == "<b>&lt;b&gt;evil</b>"
@@ -100,6 +99,16 @@ def test_bars_of_two_methods_share_scale_and_places() -> None:
     )
     assert card.table.rows[1][2:6] == ("nobody", "3", "0", "0")
     assert card.table.rows[1][7] == "+0.0 points"
+
+
+@pytest.mark.parametrize("methods", range(1, 6))
+def test_only_the_middle_panel_has_a_title(methods: int) -> None:
+    found = [TaskGains(f"method {number}", "digit", "accuracy", (client(0, 0.1),)) for number in range(methods)]
+    layout = figure(gain_card(found, "local training"))["layout"]
+    rows = ["yaxis", *(f"yaxis{number}" for number in range(2, methods + 1))]
+    titles = [layout[row]["title"]["text"] for row in rows]
+    assert titles[methods // 2] == "gain (accuracy, points)"
+    assert sorted(titles)[:-1] == [""] * (methods - 1)
 
 
 def test_several_seeds_have_whiskers() -> None:

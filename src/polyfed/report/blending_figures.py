@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from polyfed.report.agreement import correlation_within
+from polyfed.report.correlation import correlation_within
 from polyfed.report.formats import label, short
 from polyfed.report.history import Curve
 from polyfed.report.palette import COLOURS
@@ -14,7 +14,6 @@ from polyfed.report.records import RunData
 
 BLEND, WEIGHT, GAP = "blend.", "weight", "gap.fused"
 MANY_POINTS = 4000
-MANY_COMPONENTS = 20
 
 PARTS = {
     "blend": ("weights", "weight of the head, mean over clients"),
@@ -90,32 +89,3 @@ def clients_card(run: RunData) -> Card | None:
     )
     note = f"Every {stride}th dot is drawn." if stride > 1 else ""
     return Card("Clients' weights", text.strip(), (plot("", [trace], layout),), note=note)
-
-
-def divergence_card(run: RunData) -> Card | None:
-    """Plot how far clients went from the model they were sent; None where that was not recorded."""
-    everything = sorted(run.history.divergence)
-    components = everything[:MANY_COMPONENTS]
-    if not components:
-        return None
-    more = len(everything) - len(components)
-    note = f"{more} more components are in the records." if more else ""
-    colours = dict(zip(components, COLOURS * (1 + len(components) // len(COLOURS)), strict=False))
-    traces = [
-        curve_trace(
-            run.history.diverged(component),
-            name=label(component),
-            legendgroup=component,
-            line={"color": colour, "width": 2},
-        )
-        for component, colour in colours.items()
-    ]
-    layout = {
-        "xaxis": rounds_axis([run.summary.rounds]),
-        "yaxis": axis("‖client − server‖, mean over clients", rangemode="tozero"),
-        "hovermode": "x unified",
-    }
-    text = "How far local training takes each component from the server's parameters."
-    return Card(
-        "Divergence", text, (plot("", traces, layout),), tuple(Chip(short(c), colours[c], c) for c in components), note
-    )

@@ -15,6 +15,7 @@ from polyfed.report.page import render, save
 from polyfed.report.plotting import Card
 from polyfed.report.records import RunData, load_run
 from polyfed.report.rounds_figures import rounds_card
+from polyfed.report.same_bits import same_bits
 from polyfed.report.tables import ComparisonTable, comparison_table
 from polyfed.report.unimodal_comparison import unimodal_card
 from polyfed.report.update_comparison import updates_card
@@ -110,6 +111,9 @@ def _remarks(found: Sequence[Variant], table: ComparisonTable) -> list[str]:
     if differences:
         more = f"; and {len(differences) - 8} more settings" if len(differences) > 8 else ""
         remarks.append(f"Besides the method, the runs differ in {'; '.join(differences[:8])}{more}.")
+    for group in same_bits(found):
+        names = listed(short(one.label, 60) for one in group)
+        remarks.append(f"{names} gave the same bits: with these settings they are the same method.")
     if table.caution:
         remarks.append(table.caution)
     counts = {len(one.runs) for one in found}

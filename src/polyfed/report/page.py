@@ -12,7 +12,7 @@ from polyfed import __version__
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.errors import UserError
 from polyfed.report.blending_figures import clients_card as blended_clients_card
-from polyfed.report.blending_figures import divergence_card, heads_card
+from polyfed.report.blending_figures import heads_card
 from polyfed.report.client_figures import client_cards
 from polyfed.report.entries import NOTHING
 from polyfed.report.expert_figures import expert_use_card
@@ -28,7 +28,7 @@ from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
 from polyfed.report.skew_figures import label_distance_card
 from polyfed.report.unimodal_figures import alone_card, imbalance_card
-from polyfed.report.update_figures import agreement_card
+from polyfed.report.update_figures import agreement_card, divergence_card
 
 MANY_REFUSALS = 50
 

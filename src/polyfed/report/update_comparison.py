@@ -13,7 +13,7 @@ from polyfed.report.palette import GREY
 from polyfed.report.plotting import Card, Plot, Table, axis, plot
 from polyfed.report.records import RunData
 from polyfed.report.tables import Spread, spread_of
-from polyfed.report.update_figures import SAME_WAY, agreed, cosine_text
+from polyfed.report.update_figures import ALIKE, SAME_WAY, WHOLE_UPDATES, cosine_text, mean_curve
 from polyfed.report.variants import Variant
 
 MANY_KINDS = 12
@@ -29,8 +29,8 @@ def updates_card(found: Sequence[Variant], colours: Mapping[str, str]) -> Card |
     if not names:
         return None
     text = (
-        "Mean cosine between two clients' updates of the same component, over the components of a kind and all rounds. "
-        f"{SAME_WAY} Mean over seeds; bars: one standard deviation."
+        "Mean cosine between two clients' updates of the same component, over the components of a kind and all rounds; "
+        f"{ALIKE}. {WHOLE_UPDATES} {SAME_WAY} Mean over seeds; bars: one standard deviation."
     )
     shown = {name: colours[name] for name, held in bars.items() if held}
     note = f"The first {MANY_KINDS} of {len(names)} kinds are drawn." if len(names) > MANY_KINDS else ""
@@ -42,7 +42,7 @@ def _bars(one: Variant) -> Bars:
     values: dict[str, list[float]] = {}
     for run in one.runs:
         for kind, components in kinds_of(run, run.history.agreement).items():
-            values.setdefault(kind, []).append(fmean(agreed(run, components).values))
+            values.setdefault(kind, []).append(fmean(mean_curve(map(run.history.agreed, components)).values))
     return {kind: spread_of(held) for kind, held in values.items()}
 
 
@@ -83,6 +83,6 @@ def _table(found: Sequence[Variant]) -> Table:
 
 
 def _mean(runs: Sequence[RunData], chosen: Callable[[str], bool]) -> Spread | None:
-    curves = [agreed(run, filter(chosen, run.history.agreement)) for run in runs]
+    curves = [mean_curve(map(run.history.agreed, filter(chosen, run.history.agreement))) for run in runs]
     means = [fmean(curve.values) for curve in curves if len(curve)]
     return spread_of(means) if means else None

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from polyfed.report.agreement import correlation_within
+from polyfed.report.correlation import correlation_within
 
 RISING = [("a", 1.0, 10.0), ("a", 2.0, 20.0), ("a", 3.0, 30.0)]
 BENT = [("b", 1.0, 1.0), ("b", 2.0, 3.0), ("b", 3.0, 2.0)]
