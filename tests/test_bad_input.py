@@ -272,6 +272,10 @@ def test_an_experiment_that_is_no_file_is_refused(tmp_path: Path, path: str, mes
         ("name=2001-99-99", "--set 'name=2001-99-99': not valid YAML: month must be"),
         ("train={lr: 1, lr: 2}", "the key 'lr' is given twice"),
         ("seed.x=1", r"--set seed\.x: seed is not a section"),
+        (
+            "scenario.tasks.sets.0.clients=2",
+            r"scenario\.tasks\.sets is a list, and a list can only be set whole: --set 'scenario\.tasks\.sets=\[",
+        ),
         ("train.lr=fast", r"the embedded experiment: train\.lr: 'fast' is not allowed"),
     ],
 )

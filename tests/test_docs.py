@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 import polyfed
 from polyfed.command.listing import KINDS
+from polyfed.data.catalog import DATASETS
+from polyfed.data.several import SEVERAL
 from polyfed.engine.pictures import FILE as PICTURES
 from polyfed.experiment import config
 from polyfed.experiment.running import LOCK, OURS, run
@@ -114,6 +116,13 @@ def test_every_key_of_a_group_of_clients_is_described() -> None:
     assert experiment.scenario.groups is not None
     assert [set(group.model_fields_set) for group in experiment.scenario.groups] == [set(Group.model_fields)] * 3
     assert all(f"`{key}`" in text for key in Group.model_fields)
+
+
+def test_the_readme_counts_the_datasets() -> None:
+    """``several`` is none of its own: it is what joins others."""
+    words = ["nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen"]
+    (word,) = re.findall(r"(\w+) datasets, among them your own files", page("README.md"))
+    assert words.index(word) + 9 == len([name for name in DATASETS.names() if name != SEVERAL])
 
 
 CHOICES = [(key, registry) for registries in KINDS.values() for key, registry in registries]

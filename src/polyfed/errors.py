@@ -38,6 +38,16 @@ def unknown(kind: str, value: object, choices: Iterable[str], *, place: str = ""
     return UserError(f"{where}unknown {kind} {value!r}{hint} Choices: {', '.join(names) or 'none'}")
 
 
+def count_of(number: int, noun: str) -> str:
+    """Count in words: ``count_of(1, "group")`` is "1 group", ``count_of(3, "group")`` is "3 groups"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def up_to(number: int, noun: str) -> str:
+    """Name a range from one: ``up_to(1, "client")`` is "1 client", ``up_to(3, "client")`` is "1 to 3 clients"."""
+    return count_of(number, noun) if number == 1 else f"1 to {number} {noun}s"
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Inside, a file or folder of a run is written; where the system refuses, that is a UserError naming it.

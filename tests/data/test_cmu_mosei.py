@@ -13,7 +13,10 @@ from polyfed.data.catalog import DATASETS
 from polyfed.data.check import check
 from polyfed.data.cmu_mosei import cmu_mosei, sentiment, steps
 from polyfed.data.samples import Table
+from polyfed.data.several import joined
 from polyfed.errors import UserError
+from polyfed.scenario.build import tasks_in_use
+from polyfed.scenario.groups import Group, named_tasks
 
 
 def everything(table: Table | None, name: str) -> torch.Tensor:
@@ -104,7 +107,40 @@ def test_files_with_the_sentiment_alone_have_that_task_alone(tmp_path: Path) -> 
     for split, rows in (("train", 40), ("valid", 10), ("test", 20)):
         part = mosei_part(rows, 0)
         np.savez(tmp_path / "cmu_mosei" / f"{split}.npz", **{**part, "labels": part["labels"][:, :1, None]})
-    assert list(cmu_mosei(tmp_path).tasks) == ["sentiment"]
+    data = cmu_mosei(tmp_path)
+    assert list(data.tasks) == ["sentiment"]
+    for dataset in (data, joined({"mosei": data})):
+        with pytest.raises(
+            UserError, match=r"unknown task 'emotions'.* no emotions: the array 'labels' has one column"
+        ):
+            tasks_in_use(dataset, ["emotions"])
+        with pytest.raises(UserError, match=r"groups\.0: unknown task 'emotions'.* 'labels' has one column"):
+            named_tasks([Group(clients=1, modalities=["text"], tasks=["emotions"])], dataset)
+
+
+def test_whole_numbers_are_read_too(tmp_path: Path) -> None:
+    write_mosei(tmp_path, rows=40)
+    np.savez(tmp_path / "cmu_mosei" / "train.npz", **{k: v.astype(np.int16) for k, v in mosei_part(40, 0).items()})
+    assert everything(cmu_mosei(tmp_path).train, "text").dtype == torch.float32
+
+
+def test_values_beyond_float32_in_the_training_split_are_refused(tmp_path: Path) -> None:
+    """Their deviation would be infinite, and with it all that is known of the feature lost."""
+    write_mosei(tmp_path, rows=40)
+    part = mosei_part(40, 0)
+    part["video"] = part["video"].astype(np.float64)
+    part["video"][7, 3, 1] = 1e300
+    np.savez(tmp_path / "cmu_mosei" / "train.npz", **part)
+    with pytest.raises(UserError, match=r"train\.npz: array 'video' holds 1e\+300, more than"):
+        cmu_mosei(tmp_path)
+
+
+def test_values_far_beyond_those_of_the_training_split_are_refused(tmp_path: Path) -> None:
+    write_mosei(tmp_path, rows=40, audio=np.full((20, 8, 5), 3e38, np.float32))
+    train = mosei_part(40, 0)
+    np.savez(tmp_path / "cmu_mosei" / "train.npz", **{**train, "audio": train["audio"] / 300})
+    with pytest.raises(UserError, match=r"test\.npz: array 'audio' holds .*e\+40 when standardised by the training"):
+        cmu_mosei(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +155,11 @@ def test_files_with_the_sentiment_alone_have_that_task_alone(tmp_path: Path) -> 
             {"audio": np.zeros((20, 8, 9))},
             r"array 'audio' has the shape \(20, 8, 9\), expected \(rows, 8, 5\) as in train",
         ),
-        ({"video": np.zeros((20, 8, 4), int)}, "array 'video' has type int64, expected kind f"),
+        (
+            {"video": np.zeros((20, 8, 4), complex)},
+            r"array 'video' has type complex128, expected numbers \(array\.astype\('float32'\) makes them\)",
+        ),
+        ({"text": np.full((20, 8, 6), -1e300)}, "array 'text' holds -1e\\+300, more than .*float32, up to 3.4e\\+38"),
         (
             {"labels": np.zeros((20, 6))},
             r"'labels' has the shape \(20, 6\), expected \(rows, 7\): sentiment, happiness",
@@ -147,7 +187,8 @@ def test_missing_files_are_named_with_what_to_get_and_where_to_put_it(root: Path
     with pytest.raises(UserError, match=r"CMU-MOSEI was not found under .*train\.npz, valid\.npz and test\.npz into"):
         cmu_mosei(empty)
     with pytest.raises(
-        UserError, match=r"no folder of downloaded sets is named\. Get .*set POLYFED_DATA or data\.root"
+        UserError,
+        match=r"is named\. Get .* into cmu_mosei/ in the folder of downloaded sets\. .*set POLYFED_DATA or data\.root",
     ):
         cmu_mosei(None)
 
@@ -159,10 +200,10 @@ class Fatal:
 
 def test_no_pickle_is_opened(root: Path) -> None:
     (root / "cmu_mosei" / "test.npz").write_bytes(pickle.dumps(Fatal()))
-    with pytest.raises(UserError, match=r"test\.npz: damaged or not an \.npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"test\.npz: damaged, or not an \.npz file whatever its name; numpy"):
         cmu_mosei(root)
     hidden = np.empty(20, dtype=object)
     hidden[:] = [Fatal() for _ in hidden]
     np.savez(root / "cmu_mosei" / "test.npz", **{**mosei_part(20, 0), "text": hidden})
-    with pytest.raises(UserError, match=r"test\.npz: damaged or not an \.npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"test\.npz: array 'text' is damaged or holds Python objects, .*plain numbers"):
         cmu_mosei(root)

@@ -76,7 +76,7 @@ def test_the_split_is_by_take(tmp_path: Path) -> None:
         ({"offsets": np.array([0, 1, 4, 5, 8])}, "'offsets' do not cut 'audio'"),
         ({"sample_rate": np.array(16000)}, "'sample_rate' 8000"),
         ({"audio": np.zeros(7)}, "'audio' has type float64"),
-        ({"speaker_names": np.array([{}, {}])}, "damaged or not an .npz file of plain arrays"),
+        ({"speaker_names": np.array([{}, {}])}, "'speaker_names' is damaged or holds Python objects"),
     ],
 )
 def test_a_packed_file_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,12 @@ def test_clients_can_take_whole_nodes_and_are_tested_on_them(root: Path) -> None
         ({"seismic": np.zeros(30)}, r"array 'seismic' has the shape \(30,\), expected \(30, features\)"),
         ({"seismic": np.zeros((30, 0))}, r"array 'seismic' has the shape \(30, 0\), expected"),
         ({"acoustic": np.full((30, 2), np.inf)}, "array 'acoustic', row 0 holds a value that is not finite"),
+        ({"acoustic": np.full((30, 2), 1e300)}, r"array 'acoustic' holds 1e\+300, more than .*float32"),
         ({"label": np.zeros((30, 1))}, r"array 'label' has shape \(30, 1\), expected \(30,\)"),
         ({"label": np.arange(30)}, "array 'label', row 2 is 2, expected -1 and 1, or 0 and 1"),
         ({"label": np.arange(30) - 1}, "array 'label', row 1 is 0, expected -1 and 1"),
         ({"node": np.zeros((30, 1), int)}, r"array 'node' has the shape \(30, 1\), expected \(rows,\)"),
-        ({"node": np.zeros(30)}, "array 'node' has type float64, expected kind iu"),
+        ({"node": np.zeros(30)}, r"'node' has type float64, expected whole numbers \(array\.astype\('int64'\)"),
         ({"node": np.array([*[1] * 29, 5])}, "node 5 has one row, but needs two or more"),
     ],
 )
@@ -98,3 +100,28 @@ def test_a_wrong_layout_is_refused_by_array(tmp_path: Path, changes: dict[str, A
 def test_a_missing_file_is_named_with_what_to_get_and_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Vehicle Sensor was not found under .*Duarte.*vehicle_sensor\.npz into"):
         vehicle_sensor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1 0.5 0.25\n", r"damaged, or not an \.npz file whatever its name; numpy\.savez writes one$"),
+        (b"", r"damaged, or not an \.npz file"),
+        (None, r"damaged, perhaps only a part of it was copied; copy it, or make it, again$"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_in_our_words(root: Path, content: bytes | None, message: str) -> None:
+    """None of numpy's, which are an advice to load the file unsafely; None stands for the first half of the file."""
+    path = root / "vehicle_sensor.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=rf"vehicle_sensor\.npz: {message}"):
+        vehicle_sensor(root)
+
+
+def test_a_zip_file_of_something_else_is_refused(root: Path) -> None:
+    with zipfile.ZipFile(root / "vehicle_sensor.npz", "w") as archive:
+        for name in vehicle_rows(1, 1):
+            archive.writestr(name, "1 0.5")
+    with pytest.raises(UserError, match=r"vehicle_sensor\.npz: 'acoustic' is not an array of numpy"):
+        vehicle_sensor(root)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from polyfed.engine.drive import drive
 from polyfed.engine.loop import Outcome
 from polyfed.engine.resident import Resident
 from polyfed.experiment.world import build_world
 from polyfed.method.objective import Proximal, supervised
+from polyfed.method.protocol import Clock, Reply
 from tests.worlds import tiny, train
 
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -71,6 +74,59 @@ def test_dilution_moves_a_component_of_few_holders_less() -> None:
     renormalised = final(rounds=1, method__name="fedavg")
     dilute = final(rounds=1, method__name="fedavg", method__missing="dilute")
     assert 0 < distance(dilute) < distance(renormalised)
+
+
+def test_on_the_plain_network_a_module_of_one_client_in_four_moves_a_quarter_under_fedavg() -> None:
+    """P18: from equal values, with equal numbers of samples, as far as under Multi-FedAvg."""
+    changes: dict[str, Any] = {
+        "rounds": 1,
+        "scenario__modalities__sets": [["image"], ["image"], ["audio"], ["image"]],
+        "model": {"name": "experts", "expert_grid": "module", "gate": "uniform", "width": 8, "heads": 2, "ratio": 2},
+    }
+
+    def equal(number: int, client: int, reply: Reply) -> Reply:
+        return replace(reply, examples=20)
+
+    start = build_world(tiny(**changes)).architecture.initial(3)
+    owners = train(tiny(**changes, method__name="multi-fedavg"), deliver=equal).state.parameters
+    everybody = train(tiny(**changes, method__missing="dilute"), deliver=equal).state.parameters
+    shares = {"stem.audio": 0.25, "input_stack.audio": 0.25, "stem.image": 0.75, "input_stack.image": 0.75}
+    for part, share in shares.items():
+        names = [name for name in start if name.startswith(f"{part}.") and not name.endswith("key.bias")]
+        assert names
+        for name in names:
+            moved = owners[name] - start[name]
+            assert float(moved.abs().max()) > 1e-5
+            torch.testing.assert_close(everybody[name] - start[name], share * moved, rtol=1e-3, atol=1e-7)
+
+
+def test_clients_of_several_modalities_count_alpha_fold() -> None:
+    """P20, by hand: only client 2 has two modalities, so with alpha 3 the weights are 10, 20, 3 times 30 and 40."""
+    world = build_world(tiny(method__name="multi-fedavg", method__alpha=3.0))
+    roster = world.federation.cards
+    assert [card.modalities for card in roster.values()] == [("image",), ("audio",), ("audio", "image"), ("image",)]
+    sent = {0: (10, 1.0), 1: (20, 2.0), 2: (30, 4.0), 3: (40, 8.0)}
+
+    def answered(wanted: Any) -> Any:
+        for client, (examples, value) in sent.items():
+            values = {
+                name: torch.full_like(v, value) for name, v in wanted.orders[client].tensors["parameters"].items()
+            }
+            wanted.reducer.add(client, Reply(examples, {"parameters": values}))
+        return wanted.reducer.finish()
+
+    state = world.method.begin(world.architecture.initial(3), roster)
+    found = drive(world.method.round(state, roster, Clock(0, 1, 1)), answered).parameters
+    expected = {
+        "encoder.image": (10 * 1 + 90 * 4 + 40 * 8) / 140,
+        "encoder.audio": (20 * 2 + 90 * 4) / 110,
+        "head.digit": (10 * 1 + 20 * 2 + 90 * 4) / 120,
+        "head.parity": (20 * 2 + 90 * 4 + 40 * 8) / 150,
+    }
+    for part, value in expected.items():
+        held = [found[name] for name in found if name.startswith(f"{part}.")]
+        assert held
+        assert all(torch.allclose(each, torch.full_like(each, value), rtol=1e-6) for each in held)
 
 
 def test_the_distance_from_the_received_model_falls_with_mu() -> None:

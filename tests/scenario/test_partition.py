@@ -157,6 +157,15 @@ def test_natural_with_an_impossible_number_of_clients_is_refused(clients: int):
         natural(clients)
 
 
+def test_one_of_a_kind_is_not_counted_as_several():
+    with pytest.raises(UserError, match=r"2 clients, but the field 'site' has 1 group; use 1 client, or null"):
+        PARTITIONS.build(
+            "natural", {"field": "site"}, table_of([0] * 4, fields={"site": [7] * 4}).everything(), {}, 2, 1
+        )
+    with pytest.raises(UserError, match=r"2 clients, but the pool has 1 sample to deal; use 1 client$"):
+        PARTITIONS.build("iid", {}, *digits([0]), 2, 1)
+
+
 def test_natural_over_an_unknown_field_is_refused():
     dataset = dataset_of(table_of([0], fields={"subject": [1]}))
     with pytest.raises(UserError, match="unknown field 'subjects'; did you mean 'subject'"):

@@ -15,15 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from polyfed.data.arrays import Array
-from polyfed.data.cmu_mosei_files import MODALITIES, Part, parts
+from polyfed.data.arrays import Array, check_range
+from polyfed.data.cmu_mosei_files import BLOCK, MODALITIES, Part, parts
 from polyfed.data.columns import TensorColumn
 from polyfed.data.dataset import Dataset, Root
 from polyfed.data.samples import Table
 from polyfed.data.schema import Modality, Task
 
 EMOTIONS = slice(1, 4)  # happiness, sadness and anger, the most frequent of the six
-BLOCK = 512  # rows that are worked on at once, so that no second copy of 1 GB of text is made
+ONE_COLUMN = "These files have no emotions: the array 'labels' has one column, the sentiment, but needs seven for them"
 
 Float = npt.NDArray[np.float64]
 Classes = Annotated[Literal[9, 7, 3], Field(description="steps that the sentiment is divided into")]
@@ -59,8 +59,7 @@ def cmu_mosei(root: Root, *, sentiment_classes: Classes = 9) -> Dataset:
         tasks["emotions"] = Task("emotions", "regression", shape=emotions.mean.shape)
 
     def table(held: Sequence[Part]) -> Table:
-        # taken out of the parts one by one: each is given back as soon as its standardised copy is there
-        inputs = {name: filled([part.features.pop(name) for part in held], scales[name]) for name in MODALITIES}
+        inputs = {name: filled(held, name, scales[name]) for name in MODALITIES}
         labels = np.concatenate([part.labels for part in held])
         targets = {"sentiment": torch.from_numpy(sentiment(labels[:, 0], sentiment_classes))}
         if emotions is not None:
@@ -71,7 +70,8 @@ def cmu_mosei(root: Root, *, sentiment_classes: Classes = 9) -> Dataset:
             {name: TensorColumn(values) for name, values in targets.items()},
         )
 
-    return Dataset("cmu-mosei", modalities, tasks, table([train, valid]), table([test]))
+    absent = {} if emotions is not None else {"emotions": ONE_COLUMN}
+    return Dataset("cmu-mosei", modalities, tasks, table([train, valid]), table([test]), absent=absent)
 
 
 def steps(classes: int) -> tuple[str, ...]:
@@ -110,14 +110,18 @@ def scale_of(values: Array) -> Scale:
     return Scale(mean, positive(np.sqrt(squares / np.maximum(count, 1))))
 
 
-def filled(arrays: Sequence[Array], scale: Scale) -> Tensor:
-    """Standardise (rows, steps, features), one below the other: (all rows, features, steps) float32."""
-    _, length, features = arrays[0].shape
-    found = torch.empty(sum(map(len, arrays)), features, length)
+def filled(held: Sequence[Part], name: str, scale: Scale) -> Tensor:
+    """Standardise the features of a modality, one part below the other: (all rows, features, steps) float32.
+
+    They are taken out of the parts: each is given back as soon as its standardised copy is there.
+    """
+    _, length, features = held[0].features[name].shape
+    found = torch.empty(sum(len(part.labels) for part in held), features, length)
     row = 0
-    for values in arrays:
-        for block, known in blocks(values):
+    for part in held:
+        for block, known in blocks(part.features.pop(name)):
             scaled = np.where(known, (block - scale.mean) / scale.deviation, 0)
+            check_range(part.path, name, scaled, " when standardised by the training split")
             found[row : row + len(block)] = torch.from_numpy(scaled.transpose(0, 2, 1))
             row += len(block)
     return found

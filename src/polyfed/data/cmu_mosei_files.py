@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from polyfed.data.arrays import Array, read_npz
+from polyfed.data.arrays import Array, check_range, read_npz
 from polyfed.data.dataset import Root
 from polyfed.data.source import Layout, locate
 from polyfed.errors import UserError
@@ -23,6 +23,7 @@ MODALITIES = ("text", "audio", "video")
 LABELS = ("sentiment", "happiness", "sadness", "anger", "surprise", "disgust", "fear")
 LAYOUTS = (Layout("packed", tuple((f"cmu_mosei/{split}.npz",) for split in SPLITS)),)
 HIGHEST = 3  # of the size of a sentiment, and of an emotion
+BLOCK = 512  # rows that are worked on at once, so that no second copy of 1 GB of text is made
 SLACK = 1e-4  # means of annotators' scores are stored as float32
 
 
@@ -30,6 +31,7 @@ SLACK = 1e-4  # means of annotators' scores are stored as float32
 class Part:
     """A split: ``features[m]`` (rows, steps, features of m) as stored; ``labels`` (rows, 7 or 1) as in ``LABELS``."""
 
+    path: Path
     features: dict[str, Array]
     labels: npt.NDArray[np.float64]
 
@@ -47,7 +49,7 @@ def parts(root: Root) -> tuple[Part, Part, Part]:
 
 def read_part(path: Path) -> Part:
     """Read one split; raises UserError naming the file and the array for whatever does not fit."""
-    read = read_npz(path, {**dict.fromkeys(MODALITIES, "f"), "labels": "fiu"})
+    read = read_npz(path, dict.fromkeys((*MODALITIES, "labels"), "fiu"))
     labels = read.pop("labels")
     rows = len(labels) if labels.ndim else 0
     columns = labels.size // rows if rows else 0
@@ -62,7 +64,9 @@ def read_part(path: Path) -> Part:
                 f"{path}: array {name!r} has the shape {values.shape}, expected ({rows}, steps, features), as many"
                 " rows as 'labels'"
             )
-    return Part(read, _checked(path, labels.reshape(rows, columns).astype(np.float64)))
+        for row in range(0, rows, BLOCK):
+            check_range(path, name, values[row : row + BLOCK])
+    return Part(path, read, _checked(path, labels.reshape(rows, columns).astype(np.float64)))
 
 
 def _check_alike(path: Path, name: str, shape: tuple[int, ...], first: tuple[int, ...]) -> None:

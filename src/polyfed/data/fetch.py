@@ -32,7 +32,7 @@ def fetch(name: str, root: Path, *, base_url: str | None = None, progress: bool 
         return list(there.paths)
     if isinstance(origin, Manual):
         wrong = f" What is there is wrong: {'; '.join(problems)}" if problems else ""
-        raise UserError(f"{name} cannot be downloaded. {origin.instructions.format(root=root)}{wrong}")
+        raise UserError(f"{name} cannot be downloaded. {origin.told(root)}{wrong}")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

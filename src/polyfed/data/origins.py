@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,21 @@ class Archive:
 
 @dataclass(frozen=True)
 class Manual:
-    """A set that only its user can obtain: ``instructions`` say what to put where; {root} is filled in."""
+    """A set that only its user can obtain: ``instructions`` say what to put into ``folder``, for which {place} stands.
+
+    ``folder`` is relative to the folder of downloaded sets; empty, it is that folder.
+    """
 
     instructions: str
+    folder: str = ""
     note: str = ""
+
+    def told(self, root: Path | None) -> str:
+        """Return the instructions for a folder of downloaded sets, or for one that is not named yet."""
+        place = "the folder of downloaded sets" if root is None else f"{root}/"
+        if self.folder:
+            place = f"{self.folder}/ in {place}" if root is None else f"{place}{self.folder}/"
+        return self.instructions.format(place=place)
 
 
 @dataclass(frozen=True)
@@ -87,21 +99,23 @@ ORIGINS: Mapping[str, Origin] = {
     "coco-mini": Manual(
         "Photographs of COCO carry their photographers' licences, many of them non-commercial, so polyfed does not "
         "hand them out. Put images.tar and annotations.jsonl.gz (docs/datasets.md has their format) into "
-        "{root}/coco_mini/."
+        "{place}.",
+        folder="coco_mini",
     ),
     "scienceqa-text": Manual(
         "ScienceQA is licensed CC BY-NC-SA 4.0; get it from its authors (arXiv:2209.09513). Put "
-        "scienceqa_text.jsonl.gz (docs/datasets.md has its format) into {root}/."
+        "scienceqa_text.jsonl.gz (docs/datasets.md has its format) into {place}."
     ),
     "cmu-mosei": Manual(
         "Get the word-aligned features of CMU-MOSEI from its authors (the CMU-MultimodalSDK leads to them). They are "
         "mostly pickles; polyfed opens none, since a pickle may run any program. Convert them yourself "
-        "(docs/datasets.md has the lines) and put train.npz, valid.npz and test.npz into {root}/cmu_mosei/."
+        "(docs/datasets.md has the lines) and put train.npz, valid.npz and test.npz into {place}.",
+        folder="cmu_mosei",
     ),
     "vehicle-sensor": Manual(
         "Get the features of M. F. Duarte and Y. H. Hu's vehicle data from their authors (SensIT, University of "
         "Wisconsin-Madison) or, as one Matlab file, from a repository for federated multi-task learning; convert them "
-        "(docs/datasets.md has the lines) and put vehicle_sensor.npz into {root}/."
+        "(docs/datasets.md has the lines) and put vehicle_sensor.npz into {place}."
     ),
     "avdigits": Built(),
     "av-mnist": Built(("mnist", "fsdd")),

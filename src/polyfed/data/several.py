@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from polyfed.data.columns import Column, JoinedColumn
-from polyfed.data.dataset import DATASETS, DOMAIN, Dataset, Root
+from polyfed.data.dataset import DATASETS, DOMAIN, Dataset, Root, unknown_task
 from polyfed.data.samples import Table
 from polyfed.data.schema import Modality, Task
 from polyfed.errors import UserError, unknown
@@ -72,7 +72,7 @@ def with_renamed_tasks(dataset: Dataset, names: Mapping[str, str], place: str) -
     """Return a dataset whose tasks have other names; raises UserError for an unknown task or a name taken twice."""
     for task in names:
         if task not in dataset.tasks:
-            raise unknown("task", task, dataset.tasks, place=place)
+            raise unknown_task(task, dataset, place)
     called = {task: names.get(task, task) for task in dataset.tasks}
     for new in called.values():
         if list(called.values()).count(new) > 1:
@@ -106,6 +106,7 @@ def joined(parts: Mapping[str, Dataset]) -> Dataset:
         None if tests is None else Stack(tests).table(parts, tasks, test_units),
         unit=None if train_units is None else UNIT,
         field_labels={DOMAIN: tuple(parts), **labels},
+        absent={name: why for part in parts.values() for name, why in part.absent.items() if name not in tasks},
     )
 
 

@@ -81,8 +81,7 @@ def locate(title: str, name: str, root: Root, layouts: Sequence[Layout]) -> Foun
     origin = ORIGINS.get(name)
     remedy = f"To get it, run `polyfed data fetch {name}`, or {folder}"
     if isinstance(origin, Manual):
-        there = "the folder of downloaded sets" if root is None else root
-        remedy = f"{origin.instructions.format(root=there)} If it lies elsewhere, {folder}"
+        remedy = f"{origin.told(root)} If it lies elsewhere, {folder}"
     if root is None:
         raise UserError(f"{title} was not found: no folder of downloaded sets is named. {remedy}")
     looked = "; ".join(f"{layout} ({layout.name} layout)" for layout in layouts)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyfed.data.arrays import Array, read_npz, same_length
+from polyfed.data.arrays import Array, check_range, read_npz, same_length
 from polyfed.data.columns import TensorColumn
 from polyfed.data.dataset import Dataset, Root
 from polyfed.data.samples import Table
@@ -37,7 +37,7 @@ def vehicle_sensor(root: Root) -> Dataset:
     each feature is standardised by the node's own training rows.
     """
     (path,) = locate("Vehicle Sensor", "vehicle-sensor", root, LAYOUTS).paths
-    read = read_npz(path, {**dict.fromkeys(ARRAYS.values(), "f"), "label": "fiu", "node": "iu"})
+    read = read_npz(path, {**dict.fromkeys((*ARRAYS.values(), "label"), "fiu"), "node": "iu"})
     if read["node"].ndim != 1 or not read["node"].size:
         raise UserError(f"{path}: array 'node' has the shape {read['node'].shape}, expected (rows,)")
     same_length(path, read, len(read["node"]), ("label", "node"))
@@ -71,6 +71,7 @@ def checked(path: Path, name: str, values: Array, rows: int) -> Array:
     wrong = ~np.isfinite(values).all(axis=1)
     if wrong.any():
         raise UserError(f"{path}: array {name!r}, row {int(wrong.argmax())} holds a value that is not finite")
+    check_range(path, name, values)
     return values
 
 

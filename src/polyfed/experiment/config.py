@@ -403,7 +403,7 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, 
         place = result
         for depth, parent in enumerate(parents):
             if not isinstance(place.setdefault(parent, {}), dict):
-                raise UserError(f"--set {path}: {'.'.join(parents[: depth + 1])} is not a section")
+                raise _no_section(path, ".".join(parents[: depth + 1]), place[parent])
             place = place[parent]
         section = ".".join(parents)
         if key == "name" and section in SECTIONS and place.get("name") != changes[path]:
@@ -412,6 +412,14 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, 
                 del place[other]
         place[key] = _copied(changes[path])
     return result
+
+
+def _no_section(path: str, place: str, held: object) -> UserError:
+    if isinstance(held, list):
+        return UserError(
+            f"--set {path}: {place} is a list, and a list can only be set whole: --set '{place}=[...]', or in the file"
+        )
+    return UserError(f"--set {path}: {place} is not a section")
 
 
 def _copied(value: Any) -> Any:

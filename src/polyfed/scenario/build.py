@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from polyfed.data.dataset import Dataset
+from polyfed.data.dataset import Dataset, unknown_task
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.data.several import NOWHERE
-from polyfed.errors import UserError, unknown
+from polyfed.errors import UserError, count_of, up_to
 from polyfed.registry import Chosen
 from polyfed.rng import numpy_generator
 from polyfed.scenario.catalog import MODALITY_SETS, PARTITIONS, TASK_SETS
@@ -115,7 +115,7 @@ def tasks_in_use(dataset: Dataset, only: Sequence[str] | None) -> dict[str, Task
     else:
         for name in only:
             if name not in dataset.tasks:
-                raise unknown("task", name, dataset.tasks, place=f"dataset {dataset.name}")
+                raise unknown_task(name, dataset, f"dataset {dataset.name}")
         found = {name: task for name, task in dataset.tasks.items() if name in only}
     if not found:
         raise UserError(
@@ -137,8 +137,8 @@ def deal(
         values, first, unit = np.unique(pool.field(dataset.unit).numpy(), return_index=True, return_inverse=True)
         if clients is not None and clients > len(values):
             raise UserError(
-                f"scenario: {clients} clients, but {dataset.name} has {len(values)} groups of the field"
-                f" {dataset.unit!r}, which stay together; use 1 to {len(values)} clients"
+                f"scenario: {count_of(clients, 'client')}, but {dataset.name} has {count_of(len(values), 'group')} of"
+                f" the field {dataset.unit!r}, which stay together; use {up_to(len(values), 'client')}"
             )
         ones = pool.take(torch.from_numpy(first))
         try:

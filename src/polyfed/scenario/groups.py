@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from polyfed.data.dataset import DOMAIN, Dataset
+from polyfed.data.dataset import DOMAIN, Dataset, unknown_task
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
 from polyfed.errors import UserError, unknown
@@ -116,7 +116,7 @@ def named_tasks(groups: Sequence[Group], dataset: Dataset) -> list[str]:
     for number, group in enumerate(groups):
         for name in group.tasks:
             if name not in dataset.tasks:
-                raise unknown("task", name, dataset.tasks, place=f"{PLACE}.{number}")
+                raise unknown_task(name, dataset, f"{PLACE}.{number}")
     return [name for name in dataset.tasks if any(name in group.tasks for group in groups if group.clients)]
 
 

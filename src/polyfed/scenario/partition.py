@@ -14,7 +14,7 @@ from pydantic import Field
 
 from polyfed.data.samples import Samples
 from polyfed.data.schema import Task
-from polyfed.errors import UserError, unknown
+from polyfed.errors import UserError, count_of, unknown, up_to
 from polyfed.rng import numpy_generator
 from polyfed.scenario.labels import label_task, labels_of
 from polyfed.scenario.parts import IntArray
@@ -146,8 +146,8 @@ def natural(
     count = len(values) if clients is None else clients
     if not 1 <= count <= len(values):
         raise UserError(
-            f"partition natural: {count} clients, but the field {field!r} has {len(values)} groups; use 1 to"
-            f" {len(values)} clients, or null for one client per group"
+            f"partition natural: {count_of(count, 'client')}, but the field {field!r} has"
+            f" {count_of(len(values), 'group')}; use {up_to(len(values), 'client')}, or null for one client per group"
         )
     owner = np.arange(len(values))
     if count < len(values):
@@ -163,7 +163,8 @@ def counted(clients: int | None, samples: int, name: str) -> int:
         raise UserError(f"partition {name}: say how many clients; only the partition 'natural' takes it from the data")
     if not 1 <= clients <= samples:
         raise UserError(
-            f"partition {name}: {clients} clients, but the pool has {samples} samples to deal; use 1 to {samples}"
+            f"partition {name}: {count_of(clients, 'client')}, but the pool has {count_of(samples, 'sample')} to deal;"
+            f" use {up_to(samples, 'client')}"
         )
     return clients
 
