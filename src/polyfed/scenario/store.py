@@ -110,11 +110,9 @@ def described(modality: Modality) -> dict[str, Any]:
 
 
 def asked(task: Task) -> dict[str, Any]:
-    """Return a task as plain values, with its form only where that is not the usual one."""
+    """Return a task as plain values, with its form and its metric only where these are not the usual ones."""
     values = asdict(task)
-    if task.form == "image":
-        del values["form"]
-    return values
+    return {key: value for key, value in values.items() if (key, value) not in (("form", "image"), ("metric", ""))}
 
 
 def fingerprint(federation: Federation) -> str:

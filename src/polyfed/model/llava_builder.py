@@ -1,0 +1,48 @@
+"""The model ``llava`` as an experiment names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+
+from polyfed.data.schema import Modality, Task
+from polyfed.errors import UserError
+from polyfed.model.llava import IMAGE, TEXT, Llava
+from polyfed.model.llava_base import LoraSizes, Weights, load_base
+
+
+def llava(
+    modalities: Mapping[str, Modality],
+    tasks: Mapping[str, Task],
+    *,
+    path: Annotated[str, Field(description="checkpoint folder of a LLaVA, or its name on a hub")],
+    weights: Annotated[Weights, Field(description="type of the frozen weights")] = "float32",
+    checkpointing: Annotated[bool, Field(description="gradient checkpointing: less memory, more time")] = False,
+    rank: Annotated[int, Field(ge=1, description="rank of the low-rank adapters")] = 64,
+    alpha: Annotated[int, Field(ge=1, description="their update is multiplied by alpha / rank")] = 128,
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the low-rank adapters")] = 0.05,
+    answer_tokens: Annotated[int, Field(ge=1, description="longest answer that is written in an evaluation")] = 64,
+) -> Llava:
+    """A LLaVA of which the connector and low-rank adapters of the language model are trained; the rest is frozen.
+
+    Adapters are in all linear layers of the language model but its head. Needs the extra polyfed[mllm] and a dataset of
+    instructions.
+    """
+    if set(modalities) - {IMAGE, TEXT} or TEXT not in modalities:
+        raise UserError(
+            f"model llava: takes the modalities {TEXT!r} and {IMAGE!r} of a dataset of instructions, not "
+            f"{', '.join(sorted(modalities))}"
+        )
+    for name, task in tasks.items():
+        if task.kind != "language":
+            raise UserError(f"model llava: task {name!r} is a {task.kind}; it can only write texts")
+    base = load_base(path, weights, checkpointing)
+    held = modalities.get(IMAGE)
+    if held is not None and held.shape != (base.tokens, base.features):
+        raise UserError(
+            f"model.path: {path!r} wants {base.tokens} image tokens of {base.features} features, the dataset has "
+            f"{held.shape[0]} of {held.shape[1]}: give model.path and data.checkpoint the same checkpoint"
+        )
+    return Llava(dict(modalities), dict(tasks), base, LoraSizes(rank, alpha, dropout), answer_tokens=answer_tokens)
