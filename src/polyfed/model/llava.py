@@ -9,37 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from polyfed.data.samples import Batch
 from polyfed.data.schema import IGNORED, Modality, Task
+from polyfed.model.adapter_names import (
+    CLIENT,
+    CONNECTOR,
+    CROSS,
+    LORA,
+    OTHER,
+    ROUTER,
+    TASK,
+    cross_adapter,
+    other_adapter,
+    task_adapter,
+)
 from polyfed.model.architecture import Outputs
 from polyfed.model.connectors import COMMON, Connected, Connector, Mixture, Pair, RouterLevel, Single
 from polyfed.model.llava_base import LlavaBase, LoraSizes, add_lora
 from polyfed.rng import torch_generator
 
-CONNECTOR, LORA, CLIENT, ROUTER = "connector", "lora", "client_adapter", "router"
-TASK, OTHER, CROSS = "task_adapter", "other_adapter", "cross_adapter"
+Cross = Literal["each", "common", "none"]
 IMAGE, TEXT = "image", "text"
 ROUTER_DEVIATION = 0.02
-
-
-def task_adapter(task: str) -> str:
-    """Name the adapter of a client's own task."""
-    return f"{TASK}.{task}"
-
-
-def other_adapter(task: str) -> str:
-    """Name another task's adapter, as a client holds it."""
-    return f"{OTHER}.{task}"
-
-
-def cross_adapter(task: str) -> str:
-    """Name the adapter with which a client takes from another task."""
-    return f"{CROSS}.{task}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Parts:
     """What a model of Pilot has beside task adapters: see ``Llava``."""
 
     client: bool = True
-    cross: str = "each"
+    cross: Cross = "each"
     scale: float = 1.0
     level: RouterLevel = "token"
 
@@ -72,7 +68,7 @@ class Llava:
         if self.parts.client:
             names.append(CLIENT)
         if others:
-            crossing: dict[str, Sequence[str]] = {"each": others, "common": [COMMON], "none": []}
+            crossing: dict[Cross, Sequence[str]] = {"each": others, "common": [COMMON], "none": []}
             names += [ROUTER, *map(cross_adapter, crossing[self.parts.cross])]
         return tuple(sorted(names))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from polyfed.data.schema import Modality, Task
 from polyfed.errors import UserError
-from polyfed.model.llava import IMAGE, TEXT, Llava
+from polyfed.model.connectors import RouterLevel
+from polyfed.model.llava import IMAGE, TEXT, Cross, Llava, Parts
 from polyfed.model.llava_base import LoraSizes, Weights, load_base
 
 
@@ -23,6 +24,16 @@ def llava(
     rank: Annotated[int, Field(ge=1, description="rank of the low-rank adapters")] = 64,
     alpha: Annotated[int, Field(ge=1, description="their update is multiplied by alpha / rank")] = 128,
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the low-rank adapters")] = 0.05,
+    adapters: Annotated[
+        Literal["one", "pilot"] | None,
+        Field(description="one connector, or the adapters of Pilot; null: what the method trains"),
+    ] = None,
+    client_adapter: Annotated[bool, Field(description="Pilot: an adapter of each client's own")] = True,
+    cross_task: Annotated[
+        Cross, Field(description="Pilot: cross-task adapters, one for each other task, one in common, or none")
+    ] = "each",
+    combine_scale: Annotated[float, Field(gt=0, description="Pilot: factor of the sum of adapters")] = 1.0,
+    router_level: Annotated[RouterLevel, Field(description="Pilot: route single tokens, or whole images")] = "token",
     answer_tokens: Annotated[int, Field(ge=1, description="longest answer that is written in an evaluation")] = 64,
 ) -> Llava:
     """A LLaVA of which the connector and low-rank adapters of the language model are trained; the rest is frozen.
@@ -45,4 +56,5 @@ def llava(
             f"model.path: {path!r} wants {base.tokens} image tokens of {base.features} features, the dataset has "
             f"{held.shape[0]} of {held.shape[1]}: give model.path and data.checkpoint the same checkpoint"
         )
-    return Llava(dict(modalities), dict(tasks), base, LoraSizes(rank, alpha, dropout), answer_tokens=answer_tokens)
+    parts = Parts(client_adapter, cross_task, combine_scale, router_level) if adapters == "pilot" else None
+    return Llava(dict(modalities), dict(tasks), base, LoraSizes(rank, alpha, dropout), parts, answer_tokens)
