@@ -226,7 +226,7 @@ class Pilot:
 
     def _told(self, order: Order, fitted: Fitted, personal: Groups, client: Client) -> tuple[Reply, Groups]:
         """Return what was asked for, and keep the rest of what is the client's own."""
-        back = order.expects[PARAMETERS]
+        back = within(order.tensors[PARAMETERS], [TASK, LORA])
         own = personal[PARAMETERS]
         kept = {name: fitted.parameters.get(name, value) for name, value in own.items()}
         reply = Reply(
@@ -238,7 +238,7 @@ class Pilot:
 
 
 def within(held: Tensors, first: Collection[str], components: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Return the parameters of components whose names begin so, and that are among ``components``, if these are given."""
+    """Return the parameters of components whose names begin so; of those among ``components``, if these are given."""
     found = {name: value for name, value in held.items() if name.split(".", 1)[0] in first}
     if components is None:
         return found
