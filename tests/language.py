@@ -29,7 +29,7 @@ def experiment(path: str, changes: Mapping[str, object] | None = None) -> Experi
         "rounds": 2,
         "data": {"name": "tiny-scenes", "checkpoint": path, "examples": 6, "test_examples": 3},
         "scenario": {"clients": None, "partition": {"name": "natural", "field": "client"}, "validation": 0},
-        "model": {"name": "llava", "path": path, "rank": 2, "alpha": 4, "dropout": 0.0, "answer_tokens": 4},
+        "model": {"name": "llava", "path": path, "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}, "answer_tokens": 4},
         "method": {"name": "pilot"},
         "train": {"optimizer": "adamw", "lr": 0.01, "epochs": 1, "batch_size": 3},
         "engine": {"workers": 1},

@@ -159,12 +159,12 @@ def test_task_adapters_are_averaged_over_their_clients_only(path: str) -> None:
 
 
 def test_text_adapters_differ_by_client_and_with_all_do_not(path: str) -> None:
-    _, nearest = ran(path, {"rounds": 1, "method.neighbours": 2})
+    _, nearest = ran(path, {"rounds": 1, "method.text.neighbours": 2})
     name = next(name for name in nearest.state.texts[0] if name.endswith(".B"))
     assert not torch.equal(nearest.state.texts[0][name], nearest.state.texts[8][name])
-    _, everybody = ran(path, {"rounds": 1, "method.aggregate": "all"})
+    _, everybody = ran(path, {"rounds": 1, "method.text.aggregate": "all"})
     assert torch.equal(everybody.state.texts[0][name], everybody.state.texts[8][name])
-    _, alike = ran(path, {"rounds": 1, "method.aggregate": "same_task"})
+    _, alike = ran(path, {"rounds": 1, "method.text.aggregate": "same_task"})
     assert torch.equal(alike.state.texts[0][name], alike.state.texts[2][name])
     assert not torch.equal(alike.state.texts[0][name], alike.state.texts[3][name])
 
@@ -211,9 +211,9 @@ def test_cross_task_adapters_may_persist(path: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "lacking"),
     [
-        ({"model.client_adapter": False}, "client_adapter"),
-        ({"model.cross_task": "none"}, "cross_adapter"),
-        ({"model.cross_task": "common"}, "cross_adapter.caption"),
+        ({"model.pilot.client_adapter": False}, "client_adapter"),
+        ({"model.pilot.cross_task": "none"}, "cross_adapter"),
+        ({"model.pilot.cross_task": "common"}, "cross_adapter.caption"),
     ],
 )
 def test_ablations_leave_components_out(path: str, changes: dict[str, object], lacking: str) -> None:

@@ -44,6 +44,7 @@ from polyfed.method.text_adapters import TextWeights, coefficients, distances, m
 from polyfed.method.training import recipe_of
 from polyfed.model.adapter_names import CLIENT, CROSS, LORA, OTHER, ROUTER, TASK
 from polyfed.model.architecture import Tensors
+from polyfed.registry import Options
 from polyfed.rng import torch_generator
 from polyfed.scenario.federation import Card, Client, ClientId, Roster
 
@@ -59,13 +60,33 @@ class PilotState:
     texts: Mapping[ClientId, Tensors]
 
 
-@dataclass(frozen=True)
-class Server:
-    """How text adapters are aggregated: with the ``neighbours`` nearest, with those of the same task, or with all."""
+class TextAdapters(Options):
+    """How text adapters are aggregated."""
 
-    whom: Whom
-    neighbours: int
-    weights: TextWeights
+    aggregate: Annotated[
+        Whom, Field(description="with whose they are averaged: the nearest clients', those of the same task, or all")
+    ] = "nearest"
+    neighbours: Annotated[int, Field(ge=0, description="how many nearest clients count")] = 6
+    weights: Annotated[
+        TextWeights,
+        Field(description="weights of the nearest: scaled to sum 1, as printed in equation 12, or of mean 1"),
+    ] = "convex"
+
+
+class Difference(Options):
+    """The difference loss of the first stage."""
+
+    weight: Annotated[float, Field(ge=0, description="its weight")] = 0.1
+    norm: Annotated[
+        DifferenceNorm, Field(description="its scale: to [0, 1], none, or that of Domain Separation Networks")
+    ] = "fro"
+
+
+class RouterLosses(Options):
+    """The losses on the router of the second stage."""
+
+    balance: Annotated[float, Field(ge=0, description="weight of load balancing")] = 0.1
+    logits: Annotated[float, Field(ge=0, description="weight of the loss on large logits")] = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ class Pilot:
     context: Context
     first: Objective
     second: Objective
-    server: Server
+    text: TextAdapters
     second_lr: float | None
     noise: float
     once: bool
@@ -168,12 +189,12 @@ class Pilot:
 
     def _parts(self, texts: Sequence[Tensors], examples: Sequence[int], tasks: Sequence[str]) -> Tensor:
         """Return what each client's new text adapter takes of every client's."""
-        if self.server.whom == "nearest":
-            return coefficients(distances(texts), examples, self.server.neighbours, self.server.weights)
+        if self.text.aggregate == "nearest":
+            return coefficients(distances(texts), examples, self.text.neighbours, self.text.weights)
         rows = []
         for own in tasks:
             counted = [
-                n if self.server.whom == "all" or task == own else 0 for n, task in zip(examples, tasks, strict=True)
+                n if self.text.aggregate == "all" or task == own else 0 for n, task in zip(examples, tasks, strict=True)
             ]
             rows.append(shares(counted))
         return torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.float64)
@@ -256,23 +277,17 @@ def noisy(value: Tensor, deviation: float, generator: torch.Generator) -> Tensor
     return value + deviation * value.std(correction=0) * torch.randn(value.shape, generator=generator)
 
 
+DIFFERENCE = Difference()
+ROUTER_LOSSES = RouterLosses()
+TEXT_ADAPTERS = TextAdapters()
+
+
 def pilot(
     context: Context,
     *,
-    difference: Annotated[float, Field(ge=0, description="weight of the difference loss of the first stage")] = 0.1,
-    difference_norm: Annotated[
-        DifferenceNorm,
-        Field(description="how it is scaled: to [0, 1], not at all, or as by Domain Separation Networks"),
-    ] = "fro",
-    balance: Annotated[float, Field(ge=0, description="weight of the router's load balancing")] = 0.1,
-    logits: Annotated[float, Field(ge=0, description="weight of the loss on the router's logits")] = 0.01,
-    aggregate: Annotated[
-        Whom, Field(description="whose text adapters are averaged: the nearest ones', of the same task, or of all")
-    ] = "nearest",
-    neighbours: Annotated[int, Field(ge=0, description="how many nearest clients count")] = 6,
-    text_weights: Annotated[
-        TextWeights, Field(description="their weights: scaled to sum 1, as printed in equation 12, or with mean 1")
-    ] = "convex",
+    difference: Annotated[Difference, Field(description="difference loss of the first stage")] = DIFFERENCE,
+    router: Annotated[RouterLosses, Field(description="losses on the router of the second stage")] = ROUTER_LOSSES,
+    text: Annotated[TextAdapters, Field(description="aggregation of text adapters")] = TEXT_ADAPTERS,
     second_lr: Annotated[
         float | None, Field(gt=0, description="learning rate of the second stage; null: twice that of the first")
     ] = None,
@@ -295,6 +310,5 @@ def pilot(
     if not any(name.startswith(f"{TASK}.") for name in names):
         raise UserError("method pilot: needs the model 'llava' with adapters: pilot, or left open")
     rate = 2 * context.recipe.lr if second_lr is None else second_lr
-    server = Server(aggregate, neighbours, text_weights)
-    stages = Apart(difference, difference_norm), Routed(balance, logits)
-    return Pilot(context, *stages, server, rate, client_init_noise, stage1_once, cross_task_persist)
+    stages = Apart(difference.weight, difference.norm), Routed(router.balance, router.logits)
+    return Pilot(context, *stages, text, rate, client_init_noise, stage1_once, cross_task_persist)

@@ -12,6 +12,30 @@ from polyfed.errors import UserError
 from polyfed.model.connectors import RouterLevel
 from polyfed.model.llava import IMAGE, TEXT, Cross, Llava, Parts
 from polyfed.model.llava_base import LoraSizes, Weights, load_base
+from polyfed.registry import Options
+
+
+class LoraOptions(Options):
+    """Low-rank adapters of the language model."""
+
+    rank: Annotated[int, Field(ge=1, description="rank")] = 64
+    alpha: Annotated[int, Field(ge=1, description="their update is multiplied by alpha / rank")] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before them")] = 0.05
+
+
+class PilotAdapters(Options):
+    """What models of Pilot have beside the adapters of tasks."""
+
+    client_adapter: Annotated[bool, Field(description="an adapter of each client's own")] = True
+    cross_task: Annotated[
+        Cross, Field(description="cross-task adapters: one for each other task, one in common, or none")
+    ] = "each"
+    combine_scale: Annotated[float, Field(gt=0, description="factor of the sum of adapters")] = 1.0
+    router_level: Annotated[RouterLevel, Field(description="route single tokens, or whole images")] = "token"
+
+
+LORA = LoraOptions()
+PILOT = PilotAdapters()
 
 
 def llava(
@@ -21,19 +45,12 @@ def llava(
     path: Annotated[str, Field(description="checkpoint folder of a LLaVA, or its name on a hub")],
     weights: Annotated[Weights, Field(description="type of the frozen weights")] = "float32",
     checkpointing: Annotated[bool, Field(description="gradient checkpointing: less memory, more time")] = False,
-    rank: Annotated[int, Field(ge=1, description="rank of the low-rank adapters")] = 64,
-    alpha: Annotated[int, Field(ge=1, description="their update is multiplied by alpha / rank")] = 128,
-    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the low-rank adapters")] = 0.05,
+    lora: Annotated[LoraOptions, Field(description="low-rank adapters of the language model")] = LORA,
     adapters: Annotated[
         Literal["one", "pilot"] | None,
         Field(description="one connector, or the adapters of Pilot; null: what the method trains"),
     ] = None,
-    client_adapter: Annotated[bool, Field(description="Pilot: an adapter of each client's own")] = True,
-    cross_task: Annotated[
-        Cross, Field(description="Pilot: cross-task adapters, one for each other task, one in common, or none")
-    ] = "each",
-    combine_scale: Annotated[float, Field(gt=0, description="Pilot: factor of the sum of adapters")] = 1.0,
-    router_level: Annotated[RouterLevel, Field(description="Pilot: route single tokens, or whole images")] = "token",
+    pilot: Annotated[PilotAdapters, Field(description="the adapters of Pilot")] = PILOT,
     answer_tokens: Annotated[int, Field(ge=1, description="longest answer that is written in an evaluation")] = 64,
 ) -> Llava:
     """A LLaVA of which the connector and low-rank adapters of the language model are trained; the rest is frozen.
@@ -56,5 +73,7 @@ def llava(
             f"model.path: {path!r} wants {base.tokens} image tokens of {base.features} features, the dataset has "
             f"{held.shape[0]} of {held.shape[1]}: give model.path and data.checkpoint the same checkpoint"
         )
-    parts = Parts(client_adapter, cross_task, combine_scale, router_level) if adapters == "pilot" else None
-    return Llava(dict(modalities), dict(tasks), base, LoraSizes(rank, alpha, dropout), parts, answer_tokens)
+    parts = Parts(pilot.client_adapter, pilot.cross_task, pilot.combine_scale, pilot.router_level)
+    sizes = LoraSizes(lora.rank, lora.alpha, lora.dropout)
+    chosen = parts if adapters == "pilot" else None
+    return Llava(dict(modalities), dict(tasks), base, sizes, chosen, answer_tokens)
