@@ -196,6 +196,22 @@ def claims_table(dataset: str, found: AllFound) -> str:
     return table(["", *head], rows)
 
 
+def rates_table(dataset: str, sweep: Sweep) -> str:
+    """Fused accuracy and that of the weakest modality with every learning rate, in the case that is tuned on."""
+    runs = {
+        (plan.label, rate): sweep.results_of(plan.with_(seed=0, train__lr=rate))
+        for plan in contenders(dataset, TUNED_ON)
+        for rate in RATES
+    }
+    weak = min(MODALITIES[dataset], key=lambda modality: alone(runs[REFERENCE, RATES[0]], modality, "ncm_train"))
+    rows = []
+    for label in CONTENDERS:
+        held = [runs[label, rate] for rate in RATES]
+        fused, single = finals(held), [alone(each, weak, "ncm_train") for each in held]
+        rows.append([label, *(f"{100 * value:.1f}" for value in [*fused, *single])])
+    return table(["", *(f"{what} at {rate:g}" for what in ("fused", weak) for rate in RATES)], rows)
+
+
 def in_points(values: Sequence[float]) -> str:
     """Write mean and range of differences, in points of a percent."""
     return f"{100 * mean(values):+.1f} ({100 * min(values):+.1f} to {100 * max(values):+.1f})"
@@ -231,6 +247,8 @@ def page(runs: Path, datasets: Sequence[str]) -> str:
             claims_table(dataset, found),
             f"### Single modalities, judged otherwise ({CASES[TUNED_ON]})",
             heads_table(dataset, TUNED_ON, found),
+            f"### Every learning rate ({CASES[TUNED_ON]}, seed 0)",
+            rates_table(dataset, sweep),
             "Learning rates chosen: " + ", ".join(f"{label} {rate:g}" for label, rate in rates.items()) + ".",
         ]
     notes = ROOT / "docs" / "results" / "bmsfed.notes.md"

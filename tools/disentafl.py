@@ -2,9 +2,10 @@
 
     python tools/disentafl.py --runs runs/disentafl
 
-What is finished already is not repeated. For every method the learning rate is chosen from one grid by the validation
-accuracy with seed 0; an ablation has that of the method which it varies. What follows from the tables is written by
-hand in docs/results/disentafl.notes.md.
+What is finished already is not repeated, whatever has changed in polyfed since: begin with an empty folder of runs. For
+every method, and for local training of the mixture of experts, the learning rate is chosen from one grid by the
+validation accuracy with seed 0; an ablation has that of the method which it varies. What follows from the tables is
+written by hand in docs/results/disentafl.notes.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 from sweep import ROOT, SEEDS, Found, Plan, Records, Sweep, in_percent, round_seconds, table, write_page
@@ -26,7 +27,7 @@ from polyfed.experiment.world import build_world
 
 EXAMPLES = ROOT / "examples" / "disentafl"
 SCENARIOS = ("scenario1",)
-RATES = (0.003, 0.01)
+RATES = (0.001, 0.003, 0.01)
 PLAIN: Mapping[str, object] = {"model.expert_grid": "module", "model.gate": "uniform"}
 WIDE = "wide"
 METHODS: Mapping[str, Mapping[str, object]] = {
@@ -43,11 +44,15 @@ ABLATIONS: Mapping[str, Mapping[str, object]] = {
     "DisentAFL, affinity router": {"method.router": "affinity"},
     "DisentAFL, 8 bits": {"method.quantize_bits": 8},
     "Local, same experts": {"method.name": "local"},
-    "Local, wide": {"method.name": "local", **PLAIN, WIDE: True},
-    "Multi-FedAvg, wide": {"method.name": "multi-fedavg", **PLAIN, WIDE: True},
+    "Local, wide": {**METHODS["Local"], WIDE: True},
+    "FedAvg, wide": {**METHODS["FedAvg"], WIDE: True},
+    "Multi-FedAvg, wide": {**METHODS["Multi-FedAvg"], WIDE: True},
+    "FedMSplit, wide": {**METHODS["FedMSplit"], WIDE: True},
 }
 CONTENDERS = {**METHODS, **ABLATIONS}
-OURS, LOCAL = "DisentAFL", "Local"
+OURS, LOCAL, LOCAL_EXPERTS = "DisentAFL", "Local", "Local, same experts"
+TUNED = (*METHODS, LOCAL_EXPERTS)
+SHARING = ("FedAvg", "Multi-FedAvg", "FedMSplit", OURS)
 QUALITIES = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 PUBLISHED = """\
@@ -73,12 +78,12 @@ def contenders(scenario: str) -> Iterator[Plan]:
 
 def varied(label: str) -> str:
     """Name the method whose learning rate an ablation has."""
-    return label if label in METHODS else label.split(",", maxsplit=1)[0]
+    return label if label in TUNED else label.split(",", maxsplit=1)[0]
 
 
 def rates_of(scenario: str, sweep: Sweep) -> dict[str, float]:
     """Choose the learning rate of every method."""
-    return sweep.tuned([plan for plan in contenders(scenario) if plan.label in METHODS], RATES)
+    return sweep.tuned([plan for plan in contenders(scenario) if plan.label in TUNED], RATES)
 
 
 def experiment_of(plan: Plan) -> Experiment:
@@ -214,6 +219,20 @@ def rows_of(scenario: str) -> list[tuple[str, list[int]]]:
     return named
 
 
+def sizes_table(scenario: str) -> str:
+    """Parameters of the server and a client's share of them, by grid: measured, in this size and that of the slides."""
+    rows = []
+    for size in (scenario, f"{scenario}_paper_size"):
+        for grid in ("pairs", "axes", "module"):
+            gate = {} if grid != "module" else {"model.gate": "uniform"}
+            few = {"data.parts.av.limit": 600, "data.parts.fm.limit": 300}
+            changes = {"model.expert_grid": grid, "method.disentanglement": "none", **gate, **few}
+            counts = parameters(build_world(config.load(EXAMPLES / f"{size}.yaml", changes)))
+            share = 100 * counts["client_mean"] / counts["server"]
+            rows.append([f"{size}, `{grid}`", f"{counts['server']:,.0f}", f"{share:.1f} %", f"{share / 4:.1f} %"])
+    return table(["", "server", "average client / server", "divided by 4"], rows)
+
+
 def groups_table(scenario: str, found: AllFound) -> str:
     """Accuracy of each row of the scenario by method."""
     rows = []
@@ -230,34 +249,40 @@ def groups_table(scenario: str, found: AllFound) -> str:
 
 
 def transfer_table(scenario: str, found: AllFound) -> str:
-    """Who gains and who loses against local training of the same seed, in each client's own tasks."""
+    """Who gains and who loses against local training of the same network with the same seed, by row of the scenario."""
     rows = []
     for name, clients in rows_of(scenario):
-        cells = []
-        for label in METHODS:
-            if label != LOCAL:
-                gains = [gain(one, alone, clients) for one, alone in zip(found[label], found[LOCAL], strict=True)]
-                every = [value for held in gains for value in held]
-                cells.append(f"{100 * mean(every):+.0f} % ({sum(value < 0 for value in every)} of {len(every)} lose)")
-        rows.append([name, *cells])
-    return table(["", *(label for label in METHODS if label != LOCAL)], rows)
+        for metric, scale, unit in (("accuracy", 100.0, "points"), ("psnr", 1.0, "dB")):
+            cells = [transfer(found[label], found[alone_of(label)], clients, metric, scale) for label in SHARING]
+            if all(cells):
+                rows.append([f"{name} ({unit})", *cells])
+    return table(["", *SHARING], rows)
 
 
-def gain(run: Found, alone: Found, clients: Sequence[int]) -> list[float]:
-    """Return by how much of its error each client's error shrinks: of 1 − accuracy, or of the squared error.
+def alone_of(label: str) -> str:
+    """Name the local training of a method's network."""
+    return LOCAL_EXPERTS if label == OURS else LOCAL
 
-    The mean over the client's tasks.
+
+def transfer(runs: Sequence[Found], alone: Sequence[Found], clients: Sequence[int], metric: str, scale: float) -> str:
+    """Write the mean gain of some clients in a metric, and how many lose by more than the spread over seeds.
+
+    Empty where they have no task with this metric.
     """
-    found = []
+    gains = []
     for client in map(str, clients):
-        ours, theirs = run["clients"][client], alone["clients"][client]
-        found.append(mean(1 - error(ours[task]) / max(error(theirs[task]), 1e-12) for task in ours))
-    return found
-
-
-def error(metrics: Mapping[str, float]) -> float:
-    """Return 1 − accuracy or the mean squared error."""
-    return 1 - metrics["accuracy"] if "accuracy" in metrics else metrics["mse"]
+        tasks = [task for task, held in alone[0]["clients"][client].items() if metric in held]
+        if not tasks:
+            return ""
+        gains.append(
+            [
+                scale
+                * mean(one["clients"][client][task][metric] - other["clients"][client][task][metric] for task in tasks)
+                for one, other in zip(runs, alone, strict=True)
+            ]
+        )
+    losers = sum(mean(held) < -stdev(held) for held in gains)
+    return f"{mean(value for held in gains for value in held):+.1f} ({losers} of {len(gains)} lose)"
 
 
 def purification_table(found: AllFound) -> str:
@@ -283,8 +308,10 @@ def page(runs: Path, scenarios: Sequence[str]) -> str:
         "mean over clients that classify of the mean over their classification tasks, on their own test samples after "
         f"the last round, in percent, with mean ± standard deviation over {len(SEEDS)} seeds. All methods see the same "
         "samples as often. Baselines use the plain network of the same width; *wide* ones have hidden layers that "
-        "make it as large as the mixture of experts. FedAvg averages the union of all models naively "
-        "(`missing: dilute`). On the plain network DisentAFL is Multi-FedAvg, bit for bit.",
+        "make it as large as the mixture of experts, and the learning rate of the narrow ones. FedAvg averages the "
+        "union of all models naively (`missing: dilute`); the bytes given for it are of the components that clients "
+        "use, though naive clients would hold and send the whole union. On the plain network DisentAFL is "
+        "Multi-FedAvg, bit for bit. Pictures and spectrograms have 28 × 28 values here.",
     ]
     for scenario in scenarios:
         rates = rates_of(scenario, sweep)
@@ -292,16 +319,22 @@ def page(runs: Path, scenarios: Sequence[str]) -> str:
         parts += [
             f"## {scenario}",
             results_table(scenario, found),
+            "### Sizes",
+            "Parameters in use; the slides say 22M on the server, a client's share of 63 % on average, and 15 % with "
+            "quantisation, which we read as 8 bits in place of 32.",
+            sizes_table(scenario),
             "### By row of the scenario",
             groups_table(scenario, found),
             "### Who gains, who loses",
-            "By how much a client's error (1 − accuracy, or the squared error) is smaller than with local training, "
-            "mean over its tasks, clients and seeds; and how many clients, counted once per seed, have a larger one.",
+            "By how much clients are better than by local training of the same network (DisentAFL: the mixture of "
+            "experts) with the same seed; mean over their tasks, clients and seeds. A client loses if its mean over "
+            "the seeds is below zero by more than one standard deviation over seeds.",
             transfer_table(scenario, found),
             "### Generation",
             generation_table(found),
             "### Purification",
-            "One figure per seed, of the last round and of the later half of the rounds.",
+            "One figure per seed, of the last round and of the later half of the rounds. Updates are what a round of "
+            "local training changes; every expert that at least two clients hold weighs alike.",
             purification_table(found),
             "Learning rates chosen: " + ", ".join(f"{label} {rate:g}" for label, rate in rates.items()) + ".",
         ]

@@ -37,8 +37,8 @@ import polyfed
 from polyfed.experiment import config
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import build_world
-from polyfed.report.agreement import correlation_within
 from polyfed.report.convergence import convergence_rounds, rounds_to
+from polyfed.report.correlation import correlation_within
 
 EXAMPLES = ROOT / "examples" / "fedhgb"
 RATES = (0.01, 0.03, 0.1, 0.3)
