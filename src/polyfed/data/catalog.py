@@ -12,7 +12,6 @@ from polyfed.data.fsdd import fsdd
 from polyfed.data.mnist import fashion_mnist, mnist
 from polyfed.data.multi_fmnist import multi_fmnist
 from polyfed.data.several import SEVERAL, several
-from polyfed.data.tiny_scenes import tiny_scenes
 from polyfed.data.uci_har import uci_har
 from polyfed.data.vehicle_sensor import vehicle_sensor
 
@@ -28,6 +27,5 @@ DATASETS.add("cg-mnist", cg_mnist)
 DATASETS.add("multi-fmnist", multi_fmnist)
 DATASETS.add("cmu-mosei", cmu_mosei)
 DATASETS.add("vehicle-sensor", vehicle_sensor)
-DATASETS.add("tiny-scenes", tiny_scenes)
 DATASETS.add("folder", folder)
 DATASETS.add(SEVERAL, several)

@@ -46,8 +46,7 @@ class Table:
     """Columns of equal length: inputs by modality, targets by task, and integer fields (subject, speaker, ...).
 
     ``present`` and ``labelled`` hold masks (rows,) bool for modalities and tasks that some rows lack; a name that is
-    not in them is there in every row. ``references`` are, by row, the texts that are right answers, where tasks are of
-    language.
+    not in them is there in every row.
     """
 
     inputs: Mapping[str, Column]
@@ -55,7 +54,6 @@ class Table:
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     present: Mapping[str, Tensor] = field(default_factory=dict)
     labelled: Mapping[str, Tensor] = field(default_factory=dict)
-    references: Sequence[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in [*self.inputs.items(), *self.targets.items()]}
@@ -155,10 +153,6 @@ class Samples:
     def target(self, task: str) -> Tensor:
         """Return the targets of a task, (samples, *shape)."""
         return self.table.targets[task].gather(self.rows)
-
-    def references(self, positions: Tensor) -> list[tuple[str, ...]]:
-        """Return the right answers of the samples at these positions."""
-        return [self.table.references[row] for row in self.rows.index_select(0, positions).tolist()]
 
     def batch(self, positions: Tensor | None = None, modalities: Iterable[str] | None = None) -> Batch:
         """Fetch samples as tensors: those at ``positions`` (default all), with these modalities (default all held)."""

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ModalityKind = Literal["image", "audio", "sensor", "vector", "tokens"]
-TaskKind = Literal["classification", "regression", "generation", "language"]
+TaskKind = Literal["classification", "regression", "generation"]
 Form = Literal["image", "audio"]
-
-IGNORED = -100
-"""What stands in the targets of a language task where there is nothing to be learned."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ class Task:
 
     ``classification`` has ``classes`` and int64 targets of shape (); ``regression`` and ``generation`` have float32
     targets of ``shape``. What a generation makes has a ``form``: ``image`` (channels, height, width) or ``audio``, a
-    spectrogram (1, frequency bins, frames). ``language`` has int64 targets of shape (length,): the tokens of the answer
-    where they stand in the text, ``IGNORED`` elsewhere; ``metric`` says how the texts that are generated are judged.
+    spectrogram (1, frequency bins, frames).
     """
 
     name: str
@@ -49,4 +45,3 @@ class Task:
     classes: int = 0
     labels: tuple[str, ...] = ()
     form: Form = "image"
-    metric: str = ""

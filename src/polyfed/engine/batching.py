@@ -38,8 +38,6 @@ class Rule:
         """Return why clients with this model are trained one by one, None if they may be stacked."""
         if self.batching == "off":
             return "batching is switched off"
-        if not getattr(model.module, "stackable", True):
-            return "a model with a frozen base cannot be stacked"
         if self.batching == "on" or self.accelerated:
             return None
         if convolutional(model):

@@ -12,7 +12,6 @@ from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Task
 from polyfed.engine.expert_use import ExpertUse, Use
 from polyfed.engine.resident import Resident
-from polyfed.engine.texts import text_tally, writing_tasks
 from polyfed.engine.trainer import MEASURE_BATCH, Trainer
 from polyfed.model.architecture import Outputs, Tensors
 from polyfed.model.metrics import Sums, add_sums, finish, metric_sums, primary
@@ -127,8 +126,6 @@ def tally(
             found = metric_sums(tasks[name], prediction.float(), batch.targets[name], batch.labelled[name])
             sums[name] = add_sums(sums[name], found)
         use.add(outputs.mixing, batch)
-    for name in writing_tasks(samples.tasks, tasks):
-        sums[name] = {**text_tally(model, trainer, samples, card, tasks[name]), **sums[name]}
     return sums
 
 

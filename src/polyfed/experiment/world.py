@@ -22,7 +22,7 @@ from polyfed.engine.simulator import Deliver, Screening, untouched
 from polyfed.errors import UserError, unknown
 from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
-from polyfed.method.catalog import ADAPTERS, METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
+from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
 from polyfed.method.protocol import Method
 from polyfed.method.selections import SELECTORS
 from polyfed.model.architecture import Architecture
@@ -163,8 +163,6 @@ def model_options(experiment: Experiment, dropped: Collection[str]) -> dict[str,
         )
     if "unimodal_heads" in options and options["unimodal_heads"] is None:
         options["unimodal_heads"] = needed
-    if "adapters" in options and options["adapters"] is None:
-        options["adapters"] = "pilot" if experiment.method.name in ADAPTERS else "one"
     return options
 
 

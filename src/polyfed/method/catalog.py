@@ -24,7 +24,6 @@ from polyfed.method.fedmsplit import fedmsplit
 from polyfed.method.fednova import fednova
 from polyfed.method.modality_drop import modality_drop
 from polyfed.method.ogm_ge import ogm_ge
-from polyfed.method.pilot import pilot
 from polyfed.method.protocol import Method
 from polyfed.method.scaffold import scaffold
 from polyfed.registry import Registry
@@ -52,16 +51,12 @@ METHODS.add("modality-drop", modality_drop)
 METHODS.add("scaffold", scaffold)
 METHODS.add("disentafl", disentafl)
 METHODS.add("fedmsplit", fedmsplit)
-METHODS.add("pilot", pilot)
 
 # Methods that train on the pooled federation instead of exchanging anything.
 POOLED = frozenset({"centralized"})
 
 # Methods that train heads on single modalities beside the fused head.
 UNIMODAL_HEADS = frozenset({"fedhgb"})
-
-# Methods that train adapters of tasks and clients in place of one connector.
-ADAPTERS = frozenset({"pilot"})
 
 # Methods that judge by the clients' validation samples while they train.
 VALIDATING = frozenset({"fedhgb"})

@@ -257,8 +257,7 @@ class Fit:
     """Train: minimise ``objective`` over ``data`` from ``start``.
 
     Only ``active`` modalities are used; only parameters of components that these and the client's tasks call for move,
-    and of those only the ones in ``trains`` (component names; None means all of them). ``components`` are those that
-    make up the model, where it is not to be all that modalities and tasks call for. ``extra`` holds constants of the
+    and of those only the ones in ``trains`` (component names; None means all of them). ``extra`` holds constants of the
     objective, such as a proximal anchor. What is drawn for a fit depends on its ``purpose`` and on how many of the same
     purpose came before it in the exchange, on no other request. ``memory`` is what an adaptive objective starts with.
     """
@@ -272,7 +271,6 @@ class Fit:
     extra: Groups = field(default_factory=dict)
     purpose: str = "request"
     memory: Tensors = field(default_factory=dict)
-    components: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

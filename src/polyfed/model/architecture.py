@@ -31,7 +31,7 @@ class Outputs(NamedTuple):
     (batch, classes) logits or (batch, *shape of t). ``unimodal[m][t]`` is what a head on the features of modality m
     alone predicts, where the model has such heads; it means nothing where m is absent. ``latents`` (batch, width) are
     those of a mixture of experts' paths, each once, by ``latent_key``; zero where the modality is absent. ``mixing``
-    tells, by task, how these paths are mixed. ``inner`` is what else a model hands to the objectives of its methods.
+    tells, by task, how these paths are mixed.
     """
 
     features: dict[str, Tensor]
@@ -40,7 +40,6 @@ class Outputs(NamedTuple):
     unimodal: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     latents: Mapping[str, Tensor] = MappingProxyType({})
     mixing: Mapping[str, Mixing] = MappingProxyType({})
-    inner: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def latent_key(modality: str, input_scope: str, output_scope: str) -> str:

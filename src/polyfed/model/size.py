@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 
 import torch
 
@@ -17,11 +16,11 @@ def parameter_count(architecture: Architecture, components: Collection[str]) -> 
     They need not make a model together: those of several clients do not where a component belongs to a modality and a
     task that no client has both.
     """
-    counts = dict.fromkeys(sorted(components), 0)
-    for name, value in architecture.initial(0).items():
-        with suppress(LookupError):
-            counts[component_of(name, counts)] += value.numel()
-    return counts
+    everything = architecture.components(tuple(architecture.modalities), tuple(architecture.tasks))
+    counts = dict.fromkeys(everything, 0)
+    for name, parameter in architecture.assemble(everything).named_parameters():
+        counts[component_of(name, counts)] += parameter.numel()
+    return {name: counts[name] for name in sorted(components)}
 
 
 @torch.no_grad()

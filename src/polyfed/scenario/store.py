@@ -110,9 +110,11 @@ def described(modality: Modality) -> dict[str, Any]:
 
 
 def asked(task: Task) -> dict[str, Any]:
-    """Return a task as plain values, with its form and its metric only where these are not the usual ones."""
+    """Return a task as plain values, with its form only where that is not the usual one."""
     values = asdict(task)
-    return {key: value for key, value in values.items() if (key, value) not in (("form", "image"), ("metric", ""))}
+    if task.form == "image":
+        del values["form"]
+    return values
 
 
 def fingerprint(federation: Federation) -> str:
