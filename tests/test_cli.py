@@ -34,7 +34,8 @@ data: {name: avdigits, tasks: [parity]}
 scenario: {clients: 3, partition: {name: iid}}
 model: {name: modular, width: 4}
 """
-COMMANDS = ["run", "compare", "show", "list", "report", "schema", "data", "data list", "data check", "data fetch"]
+DATA = ["data", "data list", "data check", "data fetch", "data convert"]
+COMMANDS = ["run", "compare", "show", "list", "report", "schema", *DATA]
 
 # typer 0.20 uses what click 8.4 deprecates; the newer typer does not go together with the extra ``flower``.
 OLD_TYPER = ".*will be removed in Click 9"
@@ -575,3 +576,20 @@ def test_the_live_display_shows_bars() -> None:
         text = drawn.export_text()
     assert re.search(r"all runs +━+ +1/8", text)
     assert re.search(r"fedavg, seed 0 +━+ +1/4", text)
+
+
+def test_data_convert_says_what_was_made(tmp_path: Path) -> None:
+    question = {"imageId": "7", "question": "Is it?", "answer": "yes"}
+    (tmp_path / "val_balanced_questions.json").write_text(
+        json.dumps({"1": question, "2": {**question, "imageId": "8"}})
+    )
+    (tmp_path / "7.jpg").touch()
+    words = ["data", "convert", "gqa", "--from", str(tmp_path), "--to", str(tmp_path / "made")]
+    assert "there is no picture 'images/8.jpg'" in refused(*words)
+    assert not (tmp_path / "made").exists()
+    result = call(*words, "--skip-missing")
+    assert result.exit_code == 0
+    assert re.search(r"vqa +val +1 *\n", result.stdout)
+    assert "1 left out: the picture is missing" in result.stdout
+    assert f"samples: {tmp_path / 'made' / 'instructions.json'}\npictures: {tmp_path}\n" in result.stdout
+    assert "exists and is not empty" in refused(*words)

@@ -1,4 +1,4 @@
-"""``polyfed data``: which datasets are there, whether they are sound, and getting those that are not."""
+"""``polyfed data``: which datasets are there, whether they are sound, getting those that are not, and converting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from polyfed.command.console import FAILURE, Commands, add_columns, console, guarded, plain_table
 from polyfed.errors import UserError
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, check and download datasets.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, check, download and convert datasets.")
 
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of downloaded sets; default: POLYFED_DATA.")
@@ -78,3 +78,67 @@ def fetch_command(
         console().print(f"{name}: {path}", soft_wrap=True)
     if not paths:
         console().print(f"{name} ships inside polyfed; there is nothing to download")
+
+
+@app.command(
+    "convert",
+    epilog="Examples:\n\n"
+    "polyfed data convert gqa --from gqa --to data/gqa\n\n"
+    "polyfed data convert refcoco --from 'refcoco/refs(unc).json' --images coco --to data/refcoco\n\n"
+    "polyfed data convert coco-mini --to data/coco-mini --test-share 0.2",
+)
+@guarded
+def convert_command(
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="What is converted."),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Folder to make; new or empty.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="Folder or file of the dataset; coco-mini and scienceqa-text are looked for in POLYFED_DATA, too.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR", help="Folder of the pictures; default: that of PATH.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="NAME", help="Another name for the task, such as gqa.")
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            "--test-share", metavar="SHARE", help="Draw this share of the pictures as test; default: official splits."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all draws.")] = 0,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out samples whose picture is missing.")
+    ] = False,
+    copy_images: Annotated[bool, typer.Option("--copy-images", help="Copy the pictures into the folder.")] = False,
+) -> None:
+    """Make a public dataset a file for instruction tuning, in LLaVA's format.
+
+    KIND is coco-captions, gqa, refcoco, scienceqa, ocr-vqa, coco-mini or
+    scienceqa-text; docs/datasets.md says what each is made of. The folder
+    gets instructions.json and appears when it is complete.
+    """
+    from polyfed.data.convert.kinds import Options, convert
+
+    options = Options(images, task, test_share, seed, skip_missing, copy_images)
+    out = console()
+    made = convert(kind, source, to, options, progress=console(stderr=True).is_terminal)
+    table = plain_table()
+    add_columns(table, "task", "split")
+    add_columns(table, "samples", right=True)
+    for (name, split), count in sorted(made.counts.items()):
+        table.add_row(name, split, f"{count:,}")
+    out.print(table)
+    for reason, count in made.left_out.items():
+        out.print(f"{count:,} left out: {reason}", soft_wrap=True)
+    out.print(f"samples: {made.file}", soft_wrap=True)
+    if made.images is not None:
+        out.print(f"pictures: {made.images}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Public datasets become files of samples for instruction tuning."""
