@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from polyfed.report.correlation import correlation_within
 from sweep import (
     ROOT,
     SEEDS,
@@ -39,6 +38,7 @@ from polyfed.experiment import config
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import build_world
 from polyfed.report.convergence import convergence_rounds, rounds_to
+from polyfed.report.correlation import correlation_within
 
 EXAMPLES = ROOT / "examples" / "fedhgb"
 RATES = (0.01, 0.03, 0.1, 0.3)
