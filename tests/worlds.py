@@ -32,6 +32,17 @@ TINY: Mapping[str, Any] = {
     "engine": {"device": "cpu"},
 }
 
+EXPERTS: dict[str, Any] = {
+    "name": "experts",
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "ratio": 2,
+    "queries": 2,
+    "stems": {"image": {"patch": 4}, "audio": {"patch": 12}},
+}
+"""A small mixture of experts for the tiny world."""
+
 
 def tiny(**changes: Any) -> Experiment:
     """Return the tiny experiment with keys such as ``method__name="fedprox"`` changed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyfed import UserError
-from polyfed.data import tar_archive
+from polyfed.data import archive as limits
 from polyfed.data.tar_archive import unpack_tar
 
 
@@ -61,7 +61,7 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     archive = packed(tmp_path / "a.tar", ("1.jpg", b"12345", PLAIN), ("2.jpg", b"12345", PLAIN))
     with pytest.raises(UserError, match="unpacks to 10 bytes, more than the 9 allowed"):
         unpack_tar(archive, tmp_path / "out", limit=9)
-    monkeypatch.setattr(tar_archive, "MEMBERS", 1)
+    monkeypatch.setattr(limits, "MEMBERS", 1)
     with pytest.raises(UserError, match="has 2 members, more than 1"):
         unpack_tar(archive, tmp_path / "out")
 

@@ -25,7 +25,7 @@ from polyfed.experiment.config import Experiment
 from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS, POOLED
 from polyfed.method.protocol import Ask, Fold, Order, Reply
-from tests.worlds import tiny, train
+from tests.worlds import EXPERTS, tiny, train
 
 BY_AFFINITY = "disentafl by affinity"  # each method's defaults are tested, and this variant, which sends other things
 ALL = (*METHODS.names(), BY_AFFINITY)
@@ -49,16 +49,6 @@ SHARED_MODELS = {
     "engine__workers": 1,
 }
 
-
-EXPERTS = {
-    "name": "experts",
-    "width": 8,
-    "heads": 2,
-    "layers": 1,
-    "ratio": 2,
-    "queries": 2,
-    "stems": {"image": {"patch": 4}, "audio": {"patch": 12}},
-}
 NEEDED: dict[str, dict[str, Any]] = {
     "disentafl": {"model": EXPERTS},
     # In every round somebody leaves every knowledge type that enough clients have, and whoever left is tried again.

@@ -27,17 +27,8 @@ from polyfed.method.protocol import Ask, Clock, Fit, Order, Recipe, Reply
 from polyfed.method.training import Training
 from polyfed.model.architecture import component_of
 from polyfed.scenario.federation import Client
-from tests.worlds import tiny, train
+from tests.worlds import EXPERTS, tiny, train
 
-MODEL: dict[str, Any] = {
-    "name": "experts",
-    "width": 8,
-    "heads": 2,
-    "layers": 1,
-    "ratio": 2,
-    "queries": 2,
-    "stems": {"image": {"patch": 4}, "audio": {"patch": 12}},
-}
 HOLDINGS = {
     "scenario__clients": 5,
     "scenario__modalities__sets": [["image"], ["audio"], ["audio", "image"], ["image"], ["image"]],
@@ -48,7 +39,7 @@ GENERAL = {"projection", "self_attention.general", "cross_attention.general", "e
 
 
 def experiment_of(grid: str = "pairs", **changes: Any) -> Experiment:
-    model = {**MODEL, "expert_grid": grid, **changes.pop("model", {})}
+    model = {**EXPERTS, "expert_grid": grid, **changes.pop("model", {})}
     base = {"method__name": "disentafl", "model": model, "rounds": 1, "engine__workers": 1, **HOLDINGS}
     return tiny(**{**base, **changes})
 
@@ -175,7 +166,7 @@ def test_only_who_owns_everything_is_sent_everything() -> None:
     """P8: every modality and task, and the stem of every data set."""
     assert [share == 1 for share in shares(build_world(experiment_of()))] == [False, False, True, False, False]
     everything = {"clients": 1, "modalities": ["image", "audio"], "tasks": ["digit", "parity"]}
-    stems = {f"{part}_{name}": held for part in "ab" for name, held in MODEL["stems"].items()}
+    stems = {f"{part}_{name}": held for part in "ab" for name, held in EXPERTS["stems"].items()}
     changes: dict[str, Any] = {
         **dict.fromkeys(HOLDINGS),
         "data": {"name": "several", "parts": {"a": {"name": "avdigits"}, "b": {"name": "avdigits", "seed": 1}}},
@@ -359,7 +350,7 @@ def test_every_loss_trains_and_is_recorded(variant: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": {"name": "modular", "width": 8}}, {"model": {**MODEL, "expert_grid": "module"}}]
+    "changes", [{"model": {"name": "modular", "width": 8}}, {"model": {**EXPERTS, "expert_grid": "module"}}]
 )
 def test_a_model_without_paths_has_nothing_to_disentangle(changes: dict[str, Any]) -> None:
     wanted = tiny(**changes, method__name="disentafl")

@@ -176,7 +176,7 @@ def test_shares_and_blocks_are_those_of_the_formula(seed: int, similarity: str, 
     models = drawn(OWNERS, seed)
     weights = {client: float(client + 1) if weighed else 1.0 for client in models}
 
-    def alike(name: str, k: int, l: int) -> float:  # noqa: E741
+    def alike(name: str, k: int, to: int) -> float:
         def similar(other: int) -> float:
             one, two = models[k][name].double(), models[other][name].double()
             product = float(one @ two)
@@ -185,11 +185,11 @@ def test_shares_and_blocks_are_those_of_the_formula(seed: int, similarity: str, 
             return product / float(one.norm() * two.norm()) / 0.1
 
         owners = [other for other in models if name in models[other]]
-        return math.exp(similar(l)) / sum(math.exp(similar(other)) for other in owners)
+        return math.exp(similar(to)) / sum(math.exp(similar(other)) for other in owners)
 
-    def correlated(k: int, l: int) -> float:  # noqa: E741
-        common = [name for name in models[k] if name in models[l]]
-        return sum(alike(name, k, l) for name in common) / len(common)
+    def correlated(k: int, to: int) -> float:
+        common = [name for name in models[k] if name in models[to]]
+        return sum(alike(name, k, to) for name in common) / len(common)
 
     new = after(models, similarity=similarity, weights=weights)
     for k, model in models.items():

@@ -31,16 +31,20 @@ def unpack(archive: Path, folder: Path, limit: int = LIMIT) -> None:
 
 
 def _check(archive: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
-    if len(members) > MEMBERS:
-        raise UserError(f"{archive}: has {len(members)} members, more than {MEMBERS}")
-    size = sum(member.file_size for member in members)
-    if size > limit:
-        raise UserError(f"{archive}: unpacks to {size} bytes, more than the {limit} allowed")
+    check_amount(archive, len(members), sum(member.file_size for member in members), limit)
     for member in members:
         path = PurePosixPath(member.filename)
         outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
         if outside or stat.S_ISLNK(member.external_attr >> 16):
             raise UserError(f"{archive}: refused, because member {member.filename!r} is a link or points outside")
+
+
+def check_amount(archive: Path, members: int, size: int, limit: int) -> None:
+    """Refuse an archive of too many members, or that unpacks to more than ``limit`` bytes."""
+    if members > MEMBERS:
+        raise UserError(f"{archive}: has {members} members, more than {MEMBERS}")
+    if size > limit:
+        raise UserError(f"{archive}: unpacks to {size} bytes, more than the {limit} allowed")
 
 
 def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:

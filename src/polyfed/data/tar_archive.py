@@ -7,10 +7,8 @@ import tarfile
 from io import BufferedReader
 from pathlib import Path
 
+from polyfed.data.archive import LIMIT, check_amount
 from polyfed.errors import UserError
-
-LIMIT = 2 * 2**30  # bytes unpacked
-MEMBERS = 100_000
 
 
 def unpack_tar(archive: Path, folder: Path, limit: int = LIMIT) -> frozenset[str]:
@@ -42,11 +40,7 @@ def _readable(archive: Path) -> BufferedReader:
 
 
 def _check(archive: Path, members: list[tarfile.TarInfo], limit: int) -> None:
-    if len(members) > MEMBERS:
-        raise UserError(f"{archive}: has {len(members)} members, more than {MEMBERS}")
-    size = sum(member.size for member in members)
-    if size > limit:
-        raise UserError(f"{archive}: unpacks to {size} bytes, more than the {limit} allowed")
+    check_amount(archive, len(members), sum(member.size for member in members), limit)
     seen: set[str] = set()
     for member in members:
         name = member.name
