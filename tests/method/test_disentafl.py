@@ -23,7 +23,7 @@ from polyfed.method.affinity import Affinity
 from polyfed.method.averaging import Averaging, nothing
 from polyfed.method.disentafl import Disentangle
 from polyfed.method.disentanglement import Disentangled
-from polyfed.method.protocol import Ask, Clock, Fit, Order, Recipe, Reply
+from polyfed.method.protocol import Ask, Clock, Fit, Fold, Order, Recipe, Reply
 from polyfed.method.training import Training
 from polyfed.model.architecture import component_of
 from polyfed.scenario.federation import Client
@@ -290,9 +290,10 @@ def test_without_local_steps_nothing_changes() -> None:
     state = world.method.begin(world.architecture.initial(3), roster)
 
     def echo(wanted: Ask) -> Any:
+        assert isinstance(wanted, Fold)
         for client, order in sorted(wanted.orders.items()):
-            wanted.reducer.add(client, Reply(roster[client].examples, {"parameters": order.tensors["parameters"]}))  # type: ignore[attr-defined]
-        return wanted.reducer.finish()  # type: ignore[attr-defined]
+            wanted.reducer.add(client, Reply(roster[client].examples, {"parameters": order.tensors["parameters"]}))
+        return wanted.reducer.finish()
 
     after = drive(world.method.round(state, roster, Clock(0, 1, 1)), echo)
     assert after.parameters.keys() == state.parameters.keys()
