@@ -25,7 +25,9 @@ from polyfed.data.scene_examples import (
     client_examples,
     client_task,
     common_examples,
+    crowded_scenes,
     pretraining_examples,
+    pretraining_scenes,
 )
 from polyfed.data.scene_pictures import LEVELS, mask, picture
 from polyfed.data.scene_texts import NUMBERS, QUESTIONS, VOCABULARY, caption, listing
@@ -247,6 +249,26 @@ def test_pretraining_lacks_what_is_new() -> None:
 
 def facts(examples: list[Example]) -> list[tuple[object, ...]]:
     return [(one.scene, one.instruction, one.answers, one.box) for one in examples]
+
+
+def test_scenes_of_pretraining_lack_what_is_new_and_are_asked_about_by_all_tasks() -> None:
+    asked = pretraining_scenes(200, 0)
+    crowded = crowded_scenes(200, 0)
+    assert {len(scene.objects) for scene in crowded} == {4}
+    for scene in (*crowded, *(scene for scene, _ in asked)):
+        assert scene.background != NEW_BACKGROUND
+        for thing in scene.objects:
+            assert thing.colour != NEW_COLOUR
+            assert thing.shape != NEW_SHAPE
+            assert Kind(thing.colour, thing.shape) not in NEW_KINDS
+    words = " ".join(said.instruction for _, told in asked for said in told)
+    assert not re.search(rf"{NEW_COLOUR}|{NEW_SHAPE}|{NEW_BACKGROUND}", words)
+    assert all(len(told[0].answers) == 3 for _, told in asked)  # a caption comes first
+    assert {len(told) for _, told in asked} <= {5, 6, 7}
+    assert sum(said.box is not None for _, told in asked for said in told) > 350
+    assert pretraining_scenes(2, 0) == asked[:2]
+    assert crowded_scenes(2, 0) == crowded[:2]
+    assert pretraining_scenes(2, 1) != asked[:2]
 
 
 def test_the_same_seed_gives_the_same_parts_in_any_order() -> None:

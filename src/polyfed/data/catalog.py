@@ -9,9 +9,11 @@ from polyfed.data.cmu_mosei import cmu_mosei
 from polyfed.data.dataset import DATASETS
 from polyfed.data.folder import folder
 from polyfed.data.fsdd import fsdd
+from polyfed.data.instructions import instructions
 from polyfed.data.mnist import fashion_mnist, mnist
 from polyfed.data.multi_fmnist import multi_fmnist
 from polyfed.data.several import SEVERAL, several
+from polyfed.data.tiny_scenes import tiny_scenes
 from polyfed.data.uci_har import uci_har
 from polyfed.data.vehicle_sensor import vehicle_sensor
 
@@ -27,5 +29,7 @@ DATASETS.add("cg-mnist", cg_mnist)
 DATASETS.add("multi-fmnist", multi_fmnist)
 DATASETS.add("cmu-mosei", cmu_mosei)
 DATASETS.add("vehicle-sensor", vehicle_sensor)
+DATASETS.add("tiny-scenes", tiny_scenes)
+DATASETS.add("instructions", instructions)
 DATASETS.add("folder", folder)
 DATASETS.add(SEVERAL, several)

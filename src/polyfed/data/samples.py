@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,11 +44,23 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a language task asks: the question, the texts that are right answers, and what opens the picture, if any.
+
+    A picture opens as an array of bytes (3, height, width).
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    picture: Callable[[], npt.NDArray[np.uint8]] | None = None
+
+
+@dataclass(frozen=True)
 class Table:
     """Columns of equal length: inputs by modality, targets by task, and integer fields (subject, speaker, ...).
 
     ``present`` and ``labelled`` hold masks (rows,) bool for modalities and tasks that some rows lack; a name that is
-    not in them is there in every row.
+    not in them is there in every row. ``asked`` is, by row, what a language task asks.
     """
 
     inputs: Mapping[str, Column]
@@ -54,6 +68,7 @@ class Table:
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     present: Mapping[str, Tensor] = field(default_factory=dict)
     labelled: Mapping[str, Tensor] = field(default_factory=dict)
+    asked: Sequence[Asked] = ()
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in [*self.inputs.items(), *self.targets.items()]}
@@ -153,6 +168,10 @@ class Samples:
     def target(self, task: str) -> Tensor:
         """Return the targets of a task, (samples, *shape)."""
         return self.table.targets[task].gather(self.rows)
+
+    def asked(self, positions: Tensor) -> list[Asked]:
+        """Return what language tasks ask of the samples at these positions."""
+        return [self.table.asked[row] for row in self.rows.index_select(0, positions).tolist()]
 
     def batch(self, positions: Tensor | None = None, modalities: Iterable[str] | None = None) -> Batch:
         """Fetch samples as tensors: those at ``positions`` (default all), with these modalities (default all held)."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,10 @@ NEW_KINDS = frozenset(
 """What does not occur together in pre-training."""
 BROAD = Domain(even(BACKGROUNDS[:-1]), even(COLOURS[:-1]), even(SHAPES[:-1]), absent=NEW_KINDS)
 """What pre-training sees."""
+CROWDED = replace(BROAD, counts=(0.0, 0.0, 0.0, 1.0))
+"""What a vision tower is pre-trained on: the same with four objects, which show it twice as much as one or two."""
+ASKED: Mapping[SceneTask, int] = {"caption": 1, "vqa": 4, "grounding": 2}
+"""How often each task is drawn for one scene of pre-training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,19 @@ def pretraining_examples(count: int, seed: int, part: Part = "train") -> list[Ex
     return [_example(BROAD, tasks[i % len(tasks)], (seed, "pretraining", part, i)) for i in range(count)]
 
 
+def pretraining_scenes(count: int, seed: int) -> list[tuple[Scene, list[Said]]]:
+    """Draw scenes of the broad part of the world, each with several instructions of all tasks.
+
+    They are other scenes than those of ``pretraining_examples``.
+    """
+    return [_much_asked(rng.numpy_generator("scenes", seed, "pretraining", "much asked", i)) for i in range(count)]
+
+
+def crowded_scenes(count: int, seed: int) -> list[Scene]:
+    """Draw scenes of the broad part of the world with four objects."""
+    return [CROWDED.scene(rng.numpy_generator("scenes", seed, "pretraining", "crowded", i)) for i in range(count)]
+
+
 def common_examples(task: SceneTask, count: int, seed: int, part: Part = "test") -> list[Example]:
     """Draw examples of the whole world, as a test that the clients of a task have in common."""
     return [_example(Domain(), task, (seed, "common", task, part, i)) for i in range(count)]
@@ -83,6 +100,13 @@ def client_task(client: int) -> SceneTask:
 def client_domain(client: int, seed: int, alpha: float | None) -> Domain:
     """Return what a client's scenes look like: the whole world, narrowed by Dirichlet(alpha); None: the whole world."""
     return Domain().shifted(alpha, rng.numpy_generator(seed, "scenes", "domain", client))
+
+
+def _much_asked(draw: np.random.Generator) -> tuple[Scene, list[Said]]:
+    """Draw a scene and what is asked about it, as often as the scene and the broad part of the world allow."""
+    scene = BROAD.scene(draw)
+    tried = [TASKS[task](scene, draw) for task, often in ASKED.items() for _ in range(often)]
+    return scene, [said for said in tried if said is not None and not BROAD.lacks(said.instruction)]
 
 
 def _example(domain: Domain, task: SceneTask, key: tuple[rng.Key, ...], client: int | None = None) -> Example:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 ModalityKind = Literal["image", "audio", "sensor", "vector", "tokens"]
-TaskKind = Literal["classification", "regression", "generation"]
+TaskKind = Literal["classification", "regression", "generation", "language"]
 Form = Literal["image", "audio"]
+Reduction = Literal["token_mean", "sample_sum"]
+
+IGNORED = -100
+"""What stands in the targets of a language task where there is nothing to be learned."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Task:
 
     ``classification`` has ``classes`` and int64 targets of shape (); ``regression`` and ``generation`` have float32
     targets of ``shape``. What a generation makes has a ``form``: ``image`` (channels, height, width) or ``audio``, a
-    spectrogram (1, frequency bins, frames).
+    spectrogram (1, frequency bins, frames). ``language`` has int64 targets of shape (length,): the tokens of the answer
+    where they stand in the text, ``IGNORED`` elsewhere; ``metric`` says how the texts that are generated are judged,
+    ``reduction`` whether the loss is the mean over a batch's answer tokens or over its samples of their sum.
     """
 
     name: str
@@ -45,3 +51,5 @@ class Task:
     classes: int = 0
     labels: tuple[str, ...] = ()
     form: Form = "image"
+    metric: str = ""
+    reduction: Reduction = "token_mean"
