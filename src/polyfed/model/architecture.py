@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -14,14 +14,19 @@ from polyfed.data.schema import Modality, Task
 Tensors = Mapping[str, Tensor]
 
 
+Mixed = Literal["experts", "adapters"]
+
+
 class Mixing(NamedTuple):
     """How a mixture of experts weighs its paths: ``weights`` (batch or 1, paths), in the order of ``keys``.
 
-    Weights are 0 where the path's modality is absent. A row sums to 1, or to 0 where there is no modality at all.
+    Weights are 0 where the path's modality is absent. A row sums to 1, or to 0 where there is no modality at all. With
+    ``of`` "adapters" a router weighs the adapters of tasks instead, which are the keys.
     """
 
     keys: tuple[str, ...]
     weights: Tensor
+    of: Mixed = "experts"
 
 
 class Outputs(NamedTuple):
@@ -31,7 +36,7 @@ class Outputs(NamedTuple):
     (batch, classes) logits or (batch, *shape of t). ``unimodal[m][t]`` is what a head on the features of modality m
     alone predicts, where the model has such heads; it means nothing where m is absent. ``latents`` (batch, width) are
     those of a mixture of experts' paths, each once, by ``latent_key``; zero where the modality is absent. ``mixing``
-    tells, by task, how these paths are mixed.
+    tells, by task, how these paths are mixed. ``inner`` is what else a model hands to the objectives of its methods.
     """
 
     features: dict[str, Tensor]
@@ -40,6 +45,7 @@ class Outputs(NamedTuple):
     unimodal: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
     latents: Mapping[str, Tensor] = MappingProxyType({})
     mixing: Mapping[str, Mixing] = MappingProxyType({})
+    inner: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def latent_key(modality: str, input_scope: str, output_scope: str) -> str:

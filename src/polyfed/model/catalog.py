@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from polyfed.model.architecture import Architecture
 from polyfed.model.experts import experts
+from polyfed.model.llava_builder import llava
 from polyfed.model.modular import modular
 from polyfed.model.parts import ENCODERS, FUSIONS, HEADS
 from polyfed.registry import Registry
@@ -14,3 +15,4 @@ __all__ = ["ENCODERS", "FUSIONS", "HEADS", "MODELS"]
 MODELS: Registry[Architecture] = Registry("model")
 MODELS.add("modular", modular)
 MODELS.add("experts", experts)
+MODELS.add("llava", llava)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,11 +18,26 @@ def parameter_count(architecture: Architecture, components: Collection[str]) -> 
     They need not make a model together: those of several clients do not where a component belongs to a modality and a
     task that no client has both.
     """
-    everything = architecture.components(tuple(architecture.modalities), tuple(architecture.tasks))
-    counts = dict.fromkeys(everything, 0)
-    for name, parameter in architecture.assemble(everything).named_parameters():
-        counts[component_of(name, counts)] += parameter.numel()
-    return {name: counts[name] for name in sorted(components)}
+    counts = dict.fromkeys(sorted(components), 0)
+    for name, value in architecture.initial(0).items():
+        with suppress(LookupError):
+            counts[component_of(name, counts)] += value.numel()
+    return counts
+
+
+@runtime_checkable
+class Frozen(Protocol):
+    """An architecture with parts that are never trained and belong to no component."""
+
+    @property
+    def frozen(self) -> dict[str, int]:
+        """Their parameters, by name."""
+        ...
+
+
+def frozen_count(architecture: Architecture) -> dict[str, int]:
+    """Count the parameters of each part that is never trained, sorted by name; most models have none."""
+    return dict(sorted(architecture.frozen.items())) if isinstance(architecture, Frozen) else {}
 
 
 @torch.no_grad()

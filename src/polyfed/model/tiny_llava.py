@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from polyfed import rng
+from polyfed.data.quiet_loading import without_bars
 from polyfed.data.scene_texts import VOCABULARY
 from polyfed.data.scenes import SIDE
 from polyfed.errors import UserError, writing
@@ -57,7 +58,7 @@ class Sizes:
 
     image: int = SIDE
     patch: int = 8
-    vision_width: int = 64
+    vision_width: int = 128
     vision_layers: int = 3
     vision_heads: int = 4
     text_width: int = 96
@@ -164,15 +165,23 @@ def save_checkpoint(model: Any, processor: Any, folder: Path) -> None:
 
     Raises UserError if the folder is there and not empty, or cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; give a new folder for the checkpoint")
+    refuse_used(folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
             whole = Path(draft) / folder.name
-            model.save_pretrained(whole)
-            processor.save_pretrained(whole)
+            with without_bars():
+                model.save_pretrained(whole)
+                processor.save_pretrained(whole)
             whole.replace(folder)
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise UserError if a checkpoint cannot go there: something is in the folder, or it is a file."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; give a new folder for the checkpoint")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a new folder for the checkpoint")
 
 
 def _lexicon() -> list[str]:
