@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
+from polyfed.method.averaging import Context
+from polyfed.method.classic import fedadam
+from polyfed.method.protocol import Clock, Recipe, Reply
 from polyfed.method.server import Adaptive, Replace, ServerOptimizer, ServerSGD
+from polyfed.scenario.federation import Card
 
 
 def step(rule: ServerOptimizer, current: float, average: float, memory: dict[str, dict[str, Tensor]]) -> float:
@@ -76,3 +82,27 @@ def test_a_tensor_nobody_trained_stays_and_so_does_its_memory(rule: ServerOptimi
     for group, held in after.items():
         assert torch.equal(held["b"], memory[group]["b"])
     assert torch.equal(current["a"], torch.ones(2))
+
+
+def test_openfedllm_starts_from_the_whole_change_and_squares_the_momentum() -> None:
+    rule = Adaptive("adam", lr=0.1, beta1=0.9, beta2=0.99, tau=0.1, variant="openfedllm")
+    moved, memory = rule.update({"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}, {})
+    assert memory["first"]["w"] == pytest.approx(2.0)
+    assert memory["second"]["w"] == pytest.approx(0.99 * 0.01 + 0.01 * 4)
+    assert moved["w"] == pytest.approx(1 + 0.1 * 2 / ((0.99 * 0.01 + 0.01 * 4) ** 0.5 + 0.1))
+    now = float(moved["w"])
+    _, memory = rule.update(moved, {"w": torch.tensor(now + 1.0)}, memory)
+    assert memory["first"]["w"] == pytest.approx(0.9 * 2 + 0.1)
+    assert memory["second"]["w"] == pytest.approx(0.99 * (0.99 * 0.01 + 0.01 * 4) + 0.01 * 1.9**2)
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("samples", 0.1 * 1.75), ("uniform", 0.1 * 1.5)])
+def test_fedadam_weighs_by_samples_or_all_alike(weighting: Literal["samples", "uniform"], expected: float) -> None:
+    method = fedadam(Context(Recipe(), lambda modalities, tasks: ("head",)), beta1=0.9, weighting=weighting)
+    card = Card(0, "", (), (), 4, ("head",))
+    state = method.begin({"head.w": torch.zeros(())}, {0: card, 1: card})
+    reducer = method.combine(lambda client, reply: method.weigh(card, reply), state.parameters, Clock(0, 1, 1))
+    for client, (examples, value) in enumerate([(1, 1.0), (3, 2.0)]):
+        reducer.add(client, Reply(examples, {"parameters": {"head.w": torch.tensor(value)}}))
+    _, memory = method.server.update(state.parameters, reducer.finish().values, {})
+    assert memory["first"]["head.w"] == pytest.approx(expected)

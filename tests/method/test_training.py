@@ -242,3 +242,17 @@ def test_passes_match_on_average_where_epochs_are_drawn(rounds: int, least: int,
     local = MatchedPasses(share, expected_epochs(recipe))
     asked = [one_round(local, number, rounds, least)[0] for number in range(1, rounds + 1)]
     assert sum(asked) == math.ceil(rounds * (2 * least + more) / 2 * share - 1e-9)
+
+
+def test_the_rate_rises_before_it_falls() -> None:
+    recipe = Recipe(schedule="linear", warmup=0.25)
+    assert [recipe.share_of_lr(step, 8) for step in range(8)] == pytest.approx(
+        [1 / 2, 1, 1, *(k / 6 for k in range(5, 0, -1))]
+    )
+    assert [Recipe(warmup=0.3).share_of_lr(step, 4) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert Recipe(warmup=0.3).scheduled and not Recipe().scheduled
+    assert Recipe(schedule="cosine", warmup=0.03).share_of_lr(0, 10) == 1.0  # never 0, not even at first
+
+
+def test_a_fit_may_be_nothing_but_warming_up() -> None:
+    assert Recipe(schedule="cosine", warmup=0.9).share_of_lr(0, 1) == 1.0

@@ -41,7 +41,7 @@ class Context:
     """What a method's builder is given: the training recipe, the selector, the tasks and the model's components.
 
     ``participation`` is the share of clients that take part in a round; ``widths`` returns the widths of the features
-    by modality.
+    by modality. ``seed`` is the experiment's, for what is drawn before the first round.
     """
 
     recipe: Recipe
@@ -50,6 +50,7 @@ class Context:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     participation: float = 1.0
     widths: Callable[[], Mapping[str, int]] = dict
+    seed: int = 0
 
 
 def everything(parameter: str) -> bool:
@@ -65,6 +66,11 @@ def nothing(parameter: str) -> bool:
 def by_examples(card: Card, reply: Reply) -> float:
     """Weight of FedAvg: the number of training samples."""
     return float(reply.examples)
+
+
+def equally(card: Card, reply: Reply) -> float:
+    """Weigh all clients alike that have samples."""
+    return float(reply.examples > 0)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from polyfed.method.averaging import Averaging, Context, Missing, nothing
+from polyfed.method.averaging import Averaging, Context, Missing, by_examples, equally, nothing
 from polyfed.method.objective import Proximal
 from polyfed.method.protocol import Reply
-from polyfed.method.server import Adaptive, ServerSGD
+from polyfed.method.server import Adaptive, ServerSGD, Variant
 from polyfed.method.training import Descend, MatchedPasses, expected_epochs
 from polyfed.scenario.federation import Card
 
@@ -65,10 +65,16 @@ def fedadam(
     beta1: Fraction = 0.9,
     beta2: Fraction = 0.99,
     tau: Positive = 1e-3,
+    weighting: Annotated[
+        Literal["samples", "uniform"], Field(description="weights of the average: by samples, or the same for all")
+    ] = "samples",
+    variant: Annotated[Variant, Field(description="moments of the paper, or those of OpenFedLLM's code")] = "paper",
     missing: MissingRule = "renormalise",
 ) -> Averaging:
     """FedAdam (Reddi et al., ICLR 2021): Adam on the average change of the clients."""
-    return Averaging(context, missing=missing, server=Adaptive("adam", server_lr, beta1, beta2, tau))
+    weigh = by_examples if weighting == "samples" else equally
+    server = Adaptive("adam", server_lr, beta1, beta2, tau, variant)
+    return Averaging(context, weigh=weigh, missing=missing, server=server)
 
 
 def fedyogi(

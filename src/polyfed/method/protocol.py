@@ -148,12 +148,23 @@ class Fold(Ask):
     reducer: Reducer[Any]
 
 
+Links = Mapping[ClientId, Mapping[ClientId, float]]
+"""A number of each pair of clients: by the client it is of, and by the other one."""
+
+MOST_LINKED = 64
+"""Clients up to which a method tells numbers of pairs of them."""
+
+
 @dataclass(frozen=True)
 class Note:
-    """What the server wants in the records: numbers of the round, and numbers of single clients. Nobody is asked."""
+    """What the server wants in the records: numbers of the round, and numbers of single clients. Nobody is asked.
+
+    ``links`` are numbers of pairs of clients: by name, by the client they are of, and by the other one.
+    """
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     clients: Mapping[ClientId, Mapping[str, float]] = field(default_factory=dict)
+    links: Mapping[str, Links] = field(default_factory=dict)
 
 
 Conversation = Generator[Ask | Note, Any, T]
@@ -235,8 +246,8 @@ class Recipe:
     """How to fit: optimiser, local epochs, batch size. A new optimiser starts with every fit.
 
     ``schedule`` lowers the learning rate from ``lr`` over the steps of a fit, step j of n: to (1 − j / n) lr
-    (``linear``) or (1 + cos(π j / n)) lr / 2 (``cosine``). With ``least_epochs``
-    each client draws its epochs anew every round.
+    (``linear``) or (1 + cos(π j / n)) lr / 2 (``cosine``). A share ``warmup`` of the steps comes before that, in which
+    the learning rate rises evenly to ``lr``. With ``least_epochs`` each client draws its epochs anew every round.
     """
 
     optimizer: str = "sgd"
@@ -248,9 +259,19 @@ class Recipe:
     clip_norm: float | None = None
     schedule: Schedule = "constant"
     least_epochs: int | None = None
+    warmup: float = 0.0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate depends on the step."""
+        return self.schedule != "constant" or self.warmup > 0
 
     def share_of_lr(self, step: int, steps: int) -> float:
         """Return the share of ``lr`` with which step ``step`` (from 0) of ``steps`` is taken."""
+        rising = math.ceil(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / rising
+        step, steps = step - rising, steps - rising
         if self.schedule == "linear":
             return 1 - step / steps
         return (1 + math.cos(math.pi * step / steps)) / 2 if self.schedule == "cosine" else 1.0
@@ -261,7 +282,8 @@ class Fit:
     """Train: minimise ``objective`` over ``data`` from ``start``.
 
     Only ``active`` modalities are used; only parameters of components that these and the client's tasks call for move,
-    and of those only the ones in ``trains`` (component names; None means all of them). ``extra`` holds constants of the
+    and of those only the ones in ``trains`` (component names; None means all of them). ``components`` are those that
+    make up the model, where it is not to be all that modalities and tasks call for. ``extra`` holds constants of the
     objective, such as a proximal anchor. What is drawn for a fit depends on its ``purpose`` and on how many of the same
     purpose came before it in the exchange, on no other request. ``memory`` is what an adaptive objective starts with.
     """
@@ -275,6 +297,7 @@ class Fit:
     extra: Groups = field(default_factory=dict)
     purpose: str = "request"
     memory: Tensors = field(default_factory=dict)
+    components: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -329,6 +352,12 @@ Request = Fit | Measure | Gradient | Embed
 
 NOTES = "notes"
 """The personal group of what a client notes for the records, () tensors by name. It never leaves the client."""
+
+TRAINED = "trained"
+"""The personal group of a client's whole model as it last trained it, if it is to be judged by that and to use that.
+
+Else a client's model is what the server deploys and what is the client's own, which is then judged beside it.
+"""
 
 Work = Generator[Request, Any, tuple[Reply, Groups]]
 """What a client step is: yields requests, returns its reply and the client's personal groups."""

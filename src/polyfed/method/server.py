@@ -15,6 +15,8 @@ from torch import Tensor
 from polyfed.method.protocol import Groups
 from polyfed.model.architecture import Tensors
 
+Variant = Literal["paper", "openfedllm"]
+
 
 class ServerOptimizer(Protocol):
     """A rule with memory: names in ``average`` move, all others stay."""
@@ -57,6 +59,7 @@ class Adaptive:
 
     m = b1 m + (1 − b1) D;  v by the rule;  w += lr m / (sqrt(v) + tau).  m starts at 0 and v at tau².
     Adam: v = b2 v + (1 − b2) D².  Yogi: v −= (1 − b2) D² sign(v − D²).  Adagrad: v += D².
+    ``variant`` openfedllm (Ye et al., KDD 2024, as its code has it): m = D at first, and v goes by m² instead of D².
     """
 
     rule: Literal["adam", "yogi", "adagrad"]
@@ -64,6 +67,7 @@ class Adaptive:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    variant: Variant = "paper"
 
     def update(self, current: Tensors, average: Tensors, memory: Groups) -> tuple[Tensors, Groups]:
         """Return the new parameters and both moments."""
@@ -71,10 +75,11 @@ class Adaptive:
         moved = dict(current)
         for name, target in average.items():
             change = target - current[name]
-            m = first.get(name, torch.zeros_like(change))
+            released = self.variant == "openfedllm"
+            m = first.get(name, change if released else torch.zeros_like(change))
             v = second.get(name, torch.full_like(change, self.tau**2))
             first[name] = m = self.beta1 * m + (1 - self.beta1) * change
-            second[name] = v = self._second(v, change.square())
+            second[name] = v = self._second(v, (m if released else change).square())
             moved[name] = current[name] + self.lr * m / (v.sqrt() + self.tau)
         return moved, {"first": first, "second": second}
 

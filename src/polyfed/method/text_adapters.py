@@ -7,17 +7,35 @@ and 12. The printed weights do not sum to one; what is done about it is an optio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from polyfed.method.protocol import MOST_LINKED, Links
 from polyfed.model.architecture import Tensors
+from polyfed.registry import Options
+from polyfed.scenario.federation import ClientId
 
 TextWeights = Literal["convex", "printed", "mean_one"]
+Whom = Literal["nearest", "same_task", "all"]
 
 LEAST_DISTANCE = 1e-12
 """Equal adapters count as this far apart, so that equal ones weigh alike."""
+
+
+class TextAdapters(Options):
+    """How text adapters are aggregated."""
+
+    aggregate: Annotated[
+        Whom, Field(description="with whose they are averaged: the nearest clients', those of the same task, or all")
+    ] = "nearest"
+    neighbours: Annotated[int, Field(ge=0, description="how many nearest clients count")] = 6
+    weights: Annotated[
+        TextWeights,
+        Field(description="weights of the nearest: scaled to sum 1, as printed in equation 12, or of mean 1"),
+    ] = "convex"
 
 
 def distances(adapters: Sequence[Tensors]) -> Tensor:
@@ -58,6 +76,28 @@ def nearest(apart: Tensor, client: int, count: int) -> list[int]:
     """Return the numbers of the ``count`` clients nearest to one, nearest first; ``apart`` (clients,) are distances."""
     others = [other for other in range(len(apart)) if other != client]
     return sorted(others, key=lambda other: (float(apart[other]), other))[:count]
+
+
+def links(clients: Sequence[ClientId], apart: Tensor | None, parts: Tensor) -> dict[str, Links]:
+    """Return what is noted of pairs of clients: ``distance`` (each pair once) and ``part``, what one takes of another.
+
+    ``apart`` and ``parts`` are (clients, clients); without distances there are none to tell. Nothing is told where
+    there are more than ``MOST_LINKED`` clients; parts of 0 are left out.
+    """
+    if len(clients) > MOST_LINKED:
+        return {}
+    pairs = list(enumerate(clients))
+    found: dict[str, Links] = {
+        "part": {
+            one: {other: float(parts[row, place]) for place, other in pairs if float(parts[row, place])}
+            for row, one in pairs
+        }
+    }
+    if apart is not None:
+        found["distance"] = {
+            one: {other: float(apart[row, place]) for place, other in pairs[row + 1 :]} for row, one in pairs[:-1]
+        }
+    return found
 
 
 def mixed(adapters: Sequence[Tensors], parts: Tensor) -> list[dict[str, Tensor]]:

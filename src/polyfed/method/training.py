@@ -56,17 +56,23 @@ Local = Callable[[Training], Generator[Request, Any, Trained]]
 
 @dataclass(frozen=True)
 class Descend:
-    """Minimise an objective. ``anchored``: it is given the received parameters as ``extra["anchor"]``."""
+    """Minimise an objective. ``anchored``: it is given the received parameters as ``extra["anchor"]``.
+
+    Of the components only those in ``trains`` move; None: all of them.
+    """
 
     objective: Objective = supervised
     anchored: bool = False
+    trains: frozenset[str] | None = None
 
     def __call__(self, training: Training) -> Generator[Request, Any, Trained]:
         """Fit, and report what was logged and how many steps were taken; without an epoch nothing is done."""
         if not training.recipe.epochs:
             return Trained(training.start, {"steps": 0.0})
         extra = {"anchor": training.received} if self.anchored else {}
-        request = Fit(self.objective, training.start, training.data, training.recipe, training.active, extra=extra)
+        request = Fit(
+            self.objective, training.start, training.data, training.recipe, training.active, self.trains, extra=extra
+        )
         fitted = yield from fit(request)
         return Trained(fitted.parameters, {**fitted.numbers, "steps": float(fitted.steps)})
 
