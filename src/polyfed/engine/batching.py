@@ -38,6 +38,8 @@ class Rule:
         """Return why clients with this model are trained one by one, None if they may be stacked."""
         if self.batching == "off":
             return "batching is switched off"
+        if not getattr(model.module, "stackable", True):
+            return "a model with a frozen base cannot be stacked"
         if self.batching == "on" or self.accelerated:
             return None
         if convolutional(model):
@@ -67,7 +69,7 @@ def convolutional(model: Resident) -> bool:
 def signature(components: tuple[str, ...], request: Fit) -> Hashable:
     """Return what fits must have in common to be stacked: all but values, samples and seeds."""
     data, objective, recipe = request.data, request.objective, request.recipe
-    scheduled = recipe.schedule != "constant"  # then all clients of a stack must take equally many steps
+    scheduled = recipe.scheduled  # then all clients of a stack must take equally many steps
     return (
         components,
         objective if isinstance(objective, Hashable) else id(objective),

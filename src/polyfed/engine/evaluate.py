@@ -12,9 +12,10 @@ from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Task
 from polyfed.engine.expert_use import ExpertUse, Use
 from polyfed.engine.resident import Resident
+from polyfed.engine.texts import text_tally, writing_tasks
 from polyfed.engine.trainer import MEASURE_BATCH, Trainer
-from polyfed.model.architecture import Outputs, Tensors
-from polyfed.model.metrics import Sums, add_sums, finish, metric_sums, primary
+from polyfed.model.architecture import Mixed, Outputs, Tensors
+from polyfed.model.metrics import LARGEST, Sums, add_sums, finish, metric_sums, primary
 from polyfed.scenario.federation import Card, Client, Federation
 
 SPLITS = ("validation", "test")
@@ -26,7 +27,7 @@ Metrics = dict[str, dict[str, float]]
 class Evaluation:
     """Metrics of one client on one split: by task, then by metric, with the labelled samples per task.
 
-    ``use`` is how much the model's paths were used, where it mixes any.
+    ``use`` is how much the model's paths were used, where it mixes any; ``mixes`` tells of what.
     """
 
     client: int
@@ -34,6 +35,7 @@ class Evaluation:
     examples: dict[str, int]
     metrics: Metrics
     use: Use = field(default_factory=dict)
+    mixes: Mixed = "experts"
 
     def record(self, round_number: int) -> dict[str, Any]:
         """Return the line for the records."""
@@ -66,7 +68,7 @@ def evaluate_client(
             sums = tally(trainer, client.card, parameters, samples, tasks, use)
             metrics = {task: found for task, held in sums.items() if (found := finish(held))}
             examples = {task: int(max(tally.samples for tally in sums[task].values())) for task in metrics}
-            yield Evaluation(client.card.id, split, examples, metrics, use.means())
+            yield Evaluation(client.card.id, split, examples, metrics, use.means(), use.of)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def tally(
             found = metric_sums(tasks[name], prediction.float(), batch.targets[name], batch.labelled[name])
             sums[name] = add_sums(sums[name], found)
         use.add(outputs.mixing, batch)
+    for name in writing_tasks(samples.tasks, tasks):
+        sums[name] = {**text_tally(model, trainer, samples, card, tasks[name]), **sums[name]}
     return sums
 
 
@@ -151,13 +155,14 @@ def outputs_of(
 def score(evaluations: Sequence[Evaluation], tasks: Mapping[str, Task]) -> float | None:
     """Return one number, higher is better: the mean over tasks of their primary metric's mean over clients.
 
-    Metrics of which less is better (errors) count negatively. None if there is nothing to judge.
+    Metrics of which less is better (errors) count negatively; CIDEr, from 0 to 1000, counts a thousandth, so that it
+    weighs no more than the accuracy of another task. None if there is nothing to judge.
     """
     means = []
     for name, task in tasks.items():
         metric, higher_is_better = primary(task)
         values = [found.metrics[name][metric] for found in evaluations if name in found.metrics]
         if values:
-            mean = sum(values) / len(values)
+            mean = sum(values) / len(values) / LARGEST.get(metric, 1.0)
             means.append(mean if higher_is_better else -mean)
     return sum(means) / len(means) if means else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from polyfed.engine.answers import keep_answers
 from polyfed.engine.background import Background
 from polyfed.engine.batching import Rule
 from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
@@ -19,6 +20,7 @@ from polyfed.engine.crew import crew_of, workers_of
 from polyfed.engine.drive import drive
 from polyfed.engine.evaluate import Evaluation, evaluate_global, score
 from polyfed.engine.expert_use import use_record
+from polyfed.engine.notes import note_record
 from polyfed.engine.pictures import keep_pictures
 from polyfed.engine.records import Observer, Recorder
 from polyfed.engine.saving import Save
@@ -30,7 +32,7 @@ from polyfed.engine.tree import check_round_trip, pack
 from polyfed.engine.unimodal import evaluate_unimodal
 from polyfed.engine.workers import Event
 from polyfed.errors import RunError, UserError
-from polyfed.method.protocol import Clock, Method, Note, check_apart
+from polyfed.method.protocol import TRAINED, Clock, Method, Note, check_apart
 from polyfed.model.architecture import Architecture, Tensors
 from polyfed.scenario.federation import Card, ClientId, Federation
 from polyfed.scenario.skew import label_distances
@@ -76,11 +78,12 @@ class Progress:
     stopped: str | None = None
     refused: list[dict[str, Any]] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    models: list[dict[str, Any]] = field(default_factory=list)
     records_length: int = 0
 
     def snapshot(self) -> dict[str, Any]:
         """Return what is to be saved of this moment; ``best`` and ``latest`` are replaced as a whole, never changed."""
-        return {**vars(self), "refused": list(self.refused), "bytes": dict(self.bytes)}
+        return {**vars(self), "refused": list(self.refused), "bytes": dict(self.bytes), "models": list(self.models)}
 
     @classmethod
     def of(cls, saved: Saved[Any]) -> Progress:
@@ -173,6 +176,7 @@ class Loop:
             if self.folder is not None:
                 parameters_of = self._parameters_of(state, simulator)
                 keep_pictures(self.folder, self.judged, self.trainer, parameters_of, progress.round)
+                keep_answers(self.folder, self.judged, self.trainer, parameters_of, progress.round)
         return Outcome(state, dict(simulator.personal.held), progress)
 
     def _crew(self, initial: Tensors, recorder: Recorder, progress: Progress) -> Crew:
@@ -199,7 +203,7 @@ class Loop:
             personal,
             self.deliver,
         )
-        simulator.refused, simulator.bytes = progress.refused, progress.bytes
+        simulator.refused, simulator.bytes, simulator.models = progress.refused, progress.bytes, progress.models
         return simulator
 
     def _round(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> Any:
@@ -214,14 +218,7 @@ class Loop:
             return exchange(wanted)
 
         def record(said: Note) -> None:
-            recorder.write(
-                {
-                    "kind": "note",
-                    "round": number,
-                    "numbers": dict(said.numbers),
-                    "clients": {str(client): dict(held) for client, held in sorted(said.clients.items())},
-                }
-            )
+            recorder.write(note_record(number, said))
 
         state = drive(self.method.round(state, self.federation.cards, clock), noted, record)
         seconds = time.perf_counter() - started
@@ -245,13 +242,15 @@ class Loop:
             self._save(state, simulator, progress, recorder)
         return state
 
-    def _parameters_of(self, state: Any, simulator: Simulator) -> Judge:
-        """Return what finds the parameters of a judged client's model."""
+    def _parameters_of(self, state: Any, simulator: Simulator, *, deployed_only: bool = False) -> Judge:
+        """Return what finds the parameters of a judged client's model: as it trained it last, or as it is deployed."""
 
         def parameters_of(client: ClientId) -> tuple[Tensors, Tensors]:
             trained = self.federation.cards[0 if self.federation.members else client]
-            deployed = self.method.deploy(state, trained)
-            personal = simulator.personal_of(trained.id).get("parameters", {})
+            held = simulator.personal_of(trained.id)
+            if held.get(TRAINED) and not deployed_only:
+                return {}, held[TRAINED]
+            deployed, personal = self.method.deploy(state, trained), held.get("parameters", {})
             check_apart(deployed, personal, client=trained.id)
             return deployed, personal
 
@@ -263,11 +262,20 @@ class Loop:
         for evaluation in found:
             recorder.write(evaluation.record(progress.round))
             if self.plan.diagnostics and evaluation.split == "test" and evaluation.use:
-                recorder.write(use_record(progress.round, evaluation.client, evaluation.use))
+                recorder.write(use_record(progress.round, evaluation.client, evaluation.use, evaluation.mixes))
+        self._evaluate_deployed(state, simulator, progress, recorder)
         if self.plan.server_test or self.plan.unimodal:
             self._evaluate_global(state, simulator, progress, recorder)
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
         self._judge(found, progress)
+
+    def _evaluate_deployed(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
+        """Judge what the server deploys, too, to clients that go by the model as they trained it."""
+        held = {k: simulator.personal_of(0 if self.federation.members else k) for k in sorted(self.judged.cards)}
+        clients = [client for client, groups in held.items() if groups.get(TRAINED)]
+        parameters_of = self._parameters_of(state, simulator, deployed_only=True)
+        for evaluation in simulator.crew.evaluate(clients, parameters_of) if clients else ():
+            recorder.write({**evaluation.record(progress.round), "kind": "deployed_evaluation"})
 
     def _evaluate_global(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
         def parameters_of(card: Card) -> Tensors:

@@ -9,6 +9,7 @@ from typing import Any
 
 from polyfed.engine.agreement import Updates
 from polyfed.engine.checklist import Checklist, Norms
+from polyfed.engine.model_sizes import MOST_MODELS, model_sizes
 from polyfed.engine.records import Recorder
 from polyfed.engine.screen import Refusal, countable, screen, screen_own
 from polyfed.engine.steps import Answer, Assignment, Crew, Jobs
@@ -104,6 +105,8 @@ class Simulator:
         self.refused: list[dict[str, Any]] = []
         self.bytes = {"up": 0, "down": 0}
         self.paths: Counter[str] = Counter()
+        self.models: list[dict[str, Any]] = []
+        self._modelled: set[tuple[str, tuple[str, ...]]] = set()
         self._checklists: dict[Hashable, tuple[Order, Checklist]] = {}
         self._updates: Updates | None = None
 
@@ -207,6 +210,7 @@ class Simulator:
         """Screen, count and record one reply; None if it is lost or refused."""
         order = wanted.orders[answer.client]
         card, checklist = self.federation.cards[answer.client], self._checklist(answer.client, wanted)
+        self._note_model(answer, order)
         self.bytes["down"] += checklist.down_total
         reply, broken = opened(answer, self.deliver(clock.round, answer.client, answer.reply))
         passes = checklist.passes(reply, card, norms if reply is answer.reply else None)
@@ -246,6 +250,16 @@ class Simulator:
         )
         accepted: Reply = reply
         return accepted
+
+    def _note_model(self, answer: Answer, order: Order) -> None:
+        """Keep how large the model of a step is, of the first client of each kind."""
+        cards = self.federation.cards
+        kind = order.step, cards[answer.client].components
+        if not answer.fits or kind in self._modelled or len(self.models) >= MOST_MODELS:
+            return
+        self._modelled.add(kind)
+        if kind not in {(held["step"], cards[held["client"]].components) for held in self.models}:
+            self.models.append(model_sizes(order, cards[answer.client], answer.fits, self.initial))
 
     def _refuse(self, client: ClientId, refusal: Refusal, clock: Clock, counted: dict[str, dict[str, int]]) -> None:
         entry = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,15 +25,22 @@ class Assignment:
     personal: Groups
 
 
+FitParts = tuple[Collection[str] | None, Collection[str] | None]
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What came of one client's step. ``lost`` tells why there is no reply, and is None where there is one."""
+    """What came of one client's step. ``lost`` tells why there is no reply, and is None where there is one.
+
+    ``fits`` are the components of each model that was trained, and those of them that moved; None: all of the client's.
+    """
 
     client: ClientId
     reply: Any
     personal: Groups
     seconds: float
     lost: str | None = None
+    fits: Sequence[FitParts] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Alone:
         finished: dict[ClientId, tuple[Any, Groups]] = {}
         answers: dict[ClientId, Any] = dict.fromkeys(works)
         fits: Counter[tuple[ClientId, str]] = Counter()  # not requests: measuring must not change what is drawn
+        parts: dict[ClientId, list[FitParts]] = {client: [] for client in works}
         while answers:
             for client, answer in answers.items():
                 try:
@@ -95,6 +103,8 @@ class Alone:
                     finished[client] = end.value
                 else:
                     purpose = request.purpose if isinstance(request, Fit) else "request"
+                    if isinstance(request, Fit):
+                        parts[client].append((request.components, request.trains))
                     key = clock.key(f"exchange {exchange} {purpose} {fits[client, purpose]}", client)
                     fits[client, purpose] += isinstance(request, Fit)
                     pending[client] = Pending(self.federation.cards[client], request, key)
@@ -102,7 +112,8 @@ class Alone:
             pending.clear()
         seconds = (time.perf_counter() - started) / len(job)
         paths, self.trainer.paths = self.trainer.paths, Counter()
-        return Done([Answer(one.client, *finished[one.client], seconds) for one in job], paths)
+        answers_of = [Answer(k, *finished[k], seconds, fits=parts[k]) for k in works]
+        return Done(answers_of, paths)
 
     def _begin(self, one: Assignment, clock: Clock) -> Work:
         steps = self.method.steps

@@ -92,7 +92,7 @@ class Trainer:
                 self.paths["one by one: a client without samples"] += 1
                 answers[place] = self.fit(one.card, one.request, one.key)
             elif isinstance(one.request, Fit):
-                key = signature(self.components(one.card, one.request.active), one.request)
+                key = signature(self._fitted(one.card, one.request), one.request)
                 groups.setdefault(key, {})[place] = PendingFit(one.card, one.request, one.key)
             elif isinstance(one.request, Gradient):
                 answers[place] = self.gradient(one.card, one.request)
@@ -116,12 +116,17 @@ class Trainer:
         called = self.architecture.components(active & set(card.modalities), card.tasks)
         return tuple(name for name in called if name in card.components)
 
+    def _fitted(self, card: Card, request: Fit) -> tuple[str, ...]:
+        """Name the components that make up the model of a fit."""
+        called = self.components(card, request.active)
+        return called if request.components is None else tuple(name for name in called if name in request.components)
+
     # ------------------------------------------------------------------------------------------ training
 
     def _fit_group(self, key: Hashable, group: Sequence[PendingFit]) -> list[Fitted]:
         """Train clients whose fits have a signature in common."""
         first = group[0]
-        components = self.components(first.card, first.request.active)
+        components = self._fitted(first.card, first.request)
         model = self.model(components)
         moving = self._moving(model, components, first.request)
         obstacle, tried = self._obstacle(key, model, group)
@@ -168,7 +173,7 @@ class Trainer:
 
     def fit(self, card: Card, request: Fit, key: tuple[Key, ...]) -> Fitted:
         """Train one client as asked. The result depends on the request and the key alone."""
-        components = self.components(card, request.active)
+        components = self._fitted(card, request)
         model = self.model(components)
         model.load(request.start)
         moving = self._moving(model, components, request)

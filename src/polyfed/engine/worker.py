@@ -136,13 +136,14 @@ class Desk:
 
 
 def written(answer: Answer, personal: Groups, packing: Packing) -> list[Any]:
-    """Describe an answer: client, seconds, reply (None if it cannot be sent), personal groups (None: as before)."""
+    """Describe an answer: client, seconds, reply (None: it cannot be sent), personal groups (None: as before), fits."""
     reply = None
     if countable(answer.reply):
         held: Reply = answer.reply
         reply = [held.examples, dict(held.numbers), packing.add_groups(held.tensors)]
     changed = None if answer.personal is personal else packing.add_groups(answer.personal)
-    return [answer.client, answer.seconds, reply, changed]
+    fits = [[None if part is None else sorted(part) for part in parts] for parts in answer.fits]
+    return [answer.client, answer.seconds, reply, changed, fits]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -151,12 +151,12 @@ class Workers:
     def _done(self, found: Mapping[str, Any], memory: Tensor) -> Done:
         """Read what a worker wrote of a job."""
         answers = []
-        for client, seconds, reply, changed in found["answers"]:
+        for client, seconds, reply, changed, fits in found["answers"]:
             before = self._assigned.pop(client).personal
             personal = before if changed is None else read_groups(memory, changed)
             lost = "it is no reply that can be sent" if reply is None else None
             received = None if reply is None else Reply(reply[0], read_groups(memory, reply[2]), reply[1])
-            answers.append(Answer(client, received, personal, seconds, lost))
+            answers.append(Answer(client, received, personal, seconds, lost, fits))
         return Done(answers, found["paths"])
 
     def _lost(self, task: Task, reason: str) -> Done:

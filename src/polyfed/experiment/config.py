@@ -51,6 +51,9 @@ class TrainSection(Options):
     schedule: Annotated[
         Schedule, Field(description="how the learning rate falls to 0 over the steps of a client's round")
     ] = "constant"
+    warmup: Annotated[
+        Share, Field(description="share of these steps in which the learning rate first rises evenly to lr")
+    ] = 0.0
     least_epochs: Annotated[
         int | None, Field(ge=1, description="each client draws its epochs anew every round, from this to epochs")
     ] = None

@@ -22,6 +22,7 @@ from polyfed.experiment import config
 from polyfed.experiment.config import Experiment
 from polyfed.experiment.summary import Summary, rows, summarise
 from polyfed.experiment.world import World, build_world
+from polyfed.method.protocol import TRAINED
 from polyfed.report.page import write_report
 
 # In the order in which a run is taken away, so that what a kill leaves of it can be resumed or overwritten: the summary
@@ -30,6 +31,7 @@ OURS = (
     "summary.json",
     "report.html",
     "pictures.safetensors",
+    "answers.safetensors",
     "checkpoints",
     "records.jsonl",
     "baseline",
@@ -56,8 +58,10 @@ class Run:
         if self.world is None or self.outcome is None:
             raise UserError("this run was read from its folder; run it in this process to get at its parameters")
         card = self.world.federation.cards[client]
-        personal = self.outcome.personal.get(client, {}).get("parameters", {})
-        return {**self.world.method.deploy(self.outcome.state, card), **personal}
+        held = self.outcome.personal.get(client, {})
+        if held.get(TRAINED):
+            return dict(held[TRAINED])
+        return {**self.world.method.deploy(self.outcome.state, card), **held.get("parameters", {})}
 
 
 def run(

@@ -10,7 +10,7 @@ import polyfed
 from polyfed.engine.evaluate import SPLITS
 from polyfed.engine.loop import Outcome
 from polyfed.experiment.world import World
-from polyfed.model.size import parameter_count
+from polyfed.model.size import frozen_count, parameter_count
 from polyfed.scenario.federation import Card, Federation
 
 Summary = dict[str, Any]
@@ -30,7 +30,7 @@ def summarise(world: World, outcome: Outcome, baseline: Summary | None) -> Summa
         "rounds": progress.round,
         "wall_seconds": round(progress.seconds, 3),
         "bytes": dict(progress.bytes),
-        "parameters": parameters(world),
+        "parameters": {**parameters(world), "steps": list(progress.models)},
         "tasks": by_task(judged, final),
         "clients": [described(card, final.get(card.id, {})) for card in judged.cards.values()],
         "refused": list(progress.refused),
@@ -59,14 +59,15 @@ def metrics_by_client(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[st
     return {record["client"]: record["metrics"] for record in records}
 
 
-def parameters(world: World) -> dict[str, float]:
-    """Count parameters: of the union of all components in use (server) and of a client's model on average."""
+def parameters(world: World) -> dict[str, Any]:
+    """Count parameters: of the union of all components in use (server), of a client's model on average, of a base."""
     cards = list(world.federation.cards.values())
     union = sorted({component for card in cards for component in card.components})
     counts = parameter_count(world.architecture, union)
     return {
         "server": sum(counts.values()),
         "client_mean": fmean(sum(counts[component] for component in card.components) for card in cards),
+        "frozen": frozen_count(world.architecture),
     }
 
 

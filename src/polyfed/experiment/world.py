@@ -22,7 +22,7 @@ from polyfed.engine.simulator import Deliver, Screening, untouched
 from polyfed.errors import UserError, unknown
 from polyfed.experiment.config import Experiment
 from polyfed.method.averaging import Context
-from polyfed.method.catalog import METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
+from polyfed.method.catalog import ADAPTERS, METHODS, POOLED, UNIMODAL_HEADS, VALIDATING
 from polyfed.method.protocol import Method
 from polyfed.method.selections import SELECTORS
 from polyfed.model.architecture import Architecture
@@ -116,6 +116,7 @@ def build_world(experiment: Experiment) -> World:
         federation.tasks,
         participation,
         partial(feature_widths, architecture),
+        experiment.seed,
     )
     method: Method[Any] = METHODS.build(experiment.method.name, experiment.method.options, context)
     check_method(experiment.method.name, method)
@@ -163,6 +164,8 @@ def model_options(experiment: Experiment, dropped: Collection[str]) -> dict[str,
         )
     if "unimodal_heads" in options and options["unimodal_heads"] is None:
         options["unimodal_heads"] = needed
+    if "adapters" in options and options["adapters"] is None:
+        options["adapters"] = ADAPTERS.get(experiment.method.name, "one")
     return options
 
 

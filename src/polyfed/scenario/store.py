@@ -110,11 +110,10 @@ def described(modality: Modality) -> dict[str, Any]:
 
 
 def asked(task: Task) -> dict[str, Any]:
-    """Return a task as plain values, with its form only where that is not the usual one."""
+    """Return a task as plain values, with what only some tasks have only where it is not the usual."""
     values = asdict(task)
-    if task.form == "image":
-        del values["form"]
-    return values
+    usual = ("form", "image"), ("metric", ""), ("reduction", "token_mean")
+    return {key: value for key, value in values.items() if (key, value) not in usual}
 
 
 def fingerprint(federation: Federation) -> str:
