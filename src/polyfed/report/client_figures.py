@@ -9,7 +9,19 @@ from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, ClientScore, client_scores, gains_in_words, judged_tasks
 from polyfed.report.figures import group_legend
-from polyfed.report.formats import label, lower_is_better, plain, plural, scaled, short, shown, shown_gain, unit, whole
+from polyfed.report.formats import (
+    label,
+    lower_is_better,
+    named,
+    plain,
+    plural,
+    scaled,
+    short,
+    shown,
+    shown_gain,
+    unit,
+    whole,
+)
 from polyfed.report.palette import GREY, Palette
 from polyfed.report.plotting import Card, Chip, Plot, Table, axis, plot
 from polyfed.report.records import RunData
@@ -98,7 +110,7 @@ def _dumbbells(scores: Sequence[ClientScore], metric: str, baseline: str, palett
         traces.append(_dots(members, x=x, y=y, marker=marker, legendgroup=group))
     ticks = {"tickvals": list(range(len(ordered))), "ticktext": [label(score.name, 20) for score in ordered]}
     yaxis = axis("", autorange="reversed", ticksuffix="  ", **ticks)
-    layout = {"xaxis": axis(f"{label(metric)}{unit(metric)}"), "yaxis": yaxis}
+    layout = {"xaxis": axis(f"{label(named(metric))}{unit(metric)}"), "yaxis": yaxis}
     return plot("", traces, layout, height=90 + 20 * len(ordered))
 
 
@@ -115,8 +127,8 @@ def _against(scores: Sequence[ClientScore], metric: str, baseline: str, palette:
         y = [scaled(metric, score.value) for score in members]
         marker = {"color": palette.colours[group], "size": 7, "opacity": 0.75}
         traces.append(_dots(members, x=x, y=y, marker=marker, legendgroup=group))
-    named = f"{label(metric)}{unit(metric)}"
-    layout = {"xaxis": axis(f"{named} with {label(baseline)}"), "yaxis": axis(f"{named} with this run")}
+    titled = f"{label(named(metric))}{unit(metric)}"
+    layout = {"xaxis": axis(f"{titled} with {label(baseline)}"), "yaxis": axis(f"{titled} with this run")}
     return plot("", traces, layout, height=420)
 
 
@@ -139,7 +151,9 @@ def _strips(scores: Sequence[ClientScore], metric: str, palette: Palette) -> Plo
         )
         for group, members in _by_group(scores, palette).items()
     ]
-    return plot("", traces, {"xaxis": axis("", type="category"), "yaxis": axis(f"{label(metric)}{unit(metric)}")})
+    return plot(
+        "", traces, {"xaxis": axis("", type="category"), "yaxis": axis(f"{label(named(metric))}{unit(metric)}")}
+    )
 
 
 def _table(scores: Sequence[ClientScore], metric: str, baseline: str) -> Table:
@@ -149,7 +163,7 @@ def _table(scores: Sequence[ClientScore], metric: str, baseline: str) -> Table:
         ordered = [*ordered[:EXTREMES], *ordered[-EXTREMES:]]
         what = f"gain most and least over {baseline}" if baseline else "do best and worst"
         note = f"The {EXTREMES} clients each that {what}, of {len(scores):,}."
-    head = ["client", "modalities", "examples", f"{short(metric)}{unit(metric)}"]
+    head = ["client", "modalities", "examples", f"{named(metric)}{unit(metric)}"]
     rows = [[whole(s.name), whole(s.group), f"{s.examples:,}", plain(metric, s.value)] for s in ordered]
     if baseline:
         head += [baseline, "gain"]

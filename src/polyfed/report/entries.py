@@ -87,9 +87,12 @@ class RefusedRecord(Refusal):
 
 
 class EvaluationRecord(Entry):
-    """One client's metrics on one split after a round (round 0: before training)."""
+    """One client's metrics on one split after a round (round 0: before training).
 
-    kind: Literal["evaluation"]
+    Of the model it goes by or, where that is the one it trained last, of what the server deploys besides.
+    """
+
+    kind: Literal["evaluation", "deployed_evaluation"]
     round: Count
     split: str
     client: int
@@ -122,6 +125,7 @@ class NoteRecord(Entry):
     round: Count
     numbers: Mapping[str, Number] = {}
     clients: Mapping[int, Mapping[str, Number]] = {}
+    links: Mapping[str, Mapping[int, Mapping[int, Number]]] = {}
 
 
 class SkewRecord(Entry):
@@ -148,6 +152,15 @@ class ExpertUseRecord(Entry):
     round: Count
     client: int
     weights: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = {}
+
+
+class RouterUseRecord(Entry):
+    """How much one client's router gave to the adapter of each task: by the client's task and the adapter's."""
+
+    kind: Literal["router_use"]
+    round: Count
+    client: int
+    weights: Mapping[str, Mapping[str, Share]] = {}
 
 
 class WorkerRecord(Entry):
@@ -182,6 +195,7 @@ Record = Annotated[
     | SkewRecord
     | AgreementRecord
     | ExpertUseRecord
+    | RouterUseRecord
     | WorkerRecord
     | RoundRecord,
     Field(discriminator="kind"),
@@ -244,11 +258,27 @@ class Baseline(Entry):
     clients: tuple[ClientResult, ...] = ()
 
 
+class StepSize(Entry):
+    """Parameters of one client's step, by component: in its models, trained, received and sent."""
+
+    step: str
+    client: int
+    present: Mapping[str, Count] = {}
+    trained: Mapping[str, Count] = {}
+    down: Mapping[str, Count] = {}
+    up: Mapping[str, Count] = {}
+
+
 class Parameters(Entry):
-    """Parameter counts: all components on the server, and the mean over clients of what one carries."""
+    """Parameter counts: all components on the server, and the mean over clients of what one carries.
+
+    ``frozen`` are parts of the model that are never trained, ``steps`` the sizes of the first client of each kind.
+    """
 
     server: Number = math.nan
     client_mean: Number = math.nan
+    frozen: Mapping[str, Count] = {}
+    steps: tuple[StepSize, ...] = ()
 
 
 class Summary(Entry):

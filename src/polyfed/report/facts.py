@@ -16,6 +16,7 @@ from polyfed.report.formats import (
     listed,
     lower_is_better,
     main_metric,
+    named,
     plural,
     short,
     shown,
@@ -157,7 +158,7 @@ def _task_tiles(run: RunData, task: str, metric: str) -> Iterator[Tile]:
         else ""
     )
     better = ", lower is better" if lower_is_better(metric) else ""
-    yield Tile(f"{short(task)}: {short(metric)}{better}", shown(metric, statistic.mean), spread)
+    yield Tile(f"{short(task)}: {named(metric)}{better}", shown(metric, statistic.mean), spread)
     reference = run.baseline.tasks.get(task, {}).get(metric) if run.baseline else None
     if run.baseline and reference:
         change = gain(metric, statistic.mean, reference.mean)

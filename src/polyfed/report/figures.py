@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, judged_tasks
-from polyfed.report.formats import label, lower_is_better, scaled, short, size, unit, whole
+from polyfed.report.formats import label, lower_is_better, named, scaled, short, size, unit, whole
 from polyfed.report.history import Curve
 from polyfed.report.palette import COLOURS, GREY, Palette
 from polyfed.report.plotting import INK, MANY_ROUNDS, Card, Chip, Plot, axis, curve_trace, plot, rounds_axis
@@ -58,8 +58,11 @@ def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot
     traces = [trace for split in splits for trace in _split_traces(run, (task, metric, split), palette)]
     traces += _baseline_trace(run, task, metric)
     direction = ", lower is better" if lower_is_better(metric) else ""
-    layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": axis(f"{label(metric)}{unit(metric)}{direction}")}
-    return plot(short(metric), traces, {**layout, "hovermode": "x unified"})
+    layout = {
+        "xaxis": rounds_axis([run.summary.rounds]),
+        "yaxis": axis(f"{label(named(metric))}{unit(metric)}{direction}"),
+    }
+    return plot(named(metric), traces, {**layout, "hovermode": "x unified"})
 
 
 def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette) -> Iterator[Any]:
@@ -108,10 +111,10 @@ def global_card(run: RunData) -> Card | None:
     plots = []
     for task, metric in sorted(run.history.server):
         curve = run.history.global_model(task, metric)
-        yaxis = axis(f"{label(metric)}{unit(metric)}", rangemode="tozero")
+        yaxis = axis(f"{label(named(metric))}{unit(metric)}", rangemode="tozero")
         layout = {"xaxis": rounds_axis([run.summary.rounds]), "yaxis": yaxis}
-        trace = _shown_curve(curve, metric, name=label(metric), line={"color": COLOURS[0], "width": 2})
-        plots.append(plot(f"{short(task)}: {short(metric)}", [trace], layout))
+        trace = _shown_curve(curve, metric, name=label(named(metric)), line={"color": COLOURS[0], "width": 2})
+        plots.append(plot(f"{short(task)}: {named(metric)}", [trace], layout))
     if not plots:
         return None
     text = "The model of all components on all clients' test samples, with every modality the data has of them."

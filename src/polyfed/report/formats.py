@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "rmse", "nll", "perplexity", "error"})
+NAMES = {"cider": "CIDEr", "iou": "mean overlap (IoU)"}
+"""Metrics whose name is not the word that stands for them."""
 FRACTIONS = frozenset({"accuracy", "balanced_accuracy", "f1", "macro_f1", "auc", "precision", "recall"})
 """Metrics between 0 and 1 that are shown in percent."""
 UNITS = {**dict.fromkeys(FRACTIONS, "%"), "psnr": "dB"}
-DECIMALS = {**dict.fromkeys(FRACTIONS, 1), "psnr": 2, "ssim": 3, "pearson": 3}
+DECIMALS = {**dict.fromkeys(FRACTIONS, 1), "psnr": 2, "ssim": 3, "pearson": 3, "cider": 1, "iou": 3}
 """Digits behind the point, in the unit the metric is shown in; of the others as many as four digits take."""
 
 
@@ -30,6 +32,11 @@ def main_metric(metrics: Iterable[str]) -> str | None:
 def gain(metric: str, value: float, reference: float) -> float:
     """Return by how much ``value`` is better than ``reference`` (positive: better)."""
     return reference - value if lower_is_better(metric) else value - reference
+
+
+def named(metric: str, length: int = 28) -> str:
+    """Name a metric as people write it: ``CIDEr``."""
+    return NAMES.get(metric) or short(metric, length)
 
 
 def scaled(metric: str, value: float) -> float:

@@ -21,6 +21,7 @@ from polyfed.report.entries import (
     Refusal,
     RefusedRecord,
     RoundRecord,
+    RouterUseRecord,
     ServerEvaluationRecord,
     SkewRecord,
     TotalBytes,
@@ -53,6 +54,9 @@ class Mean:
 
 Series = dict[int, Mean]
 """Round -> mean."""
+
+Links = Mapping[int, Mapping[int, float]]
+"""A number of each pair of clients: by the client it is of, and by the other one."""
 
 Weights = Mapping[str, Mapping[str, float]]
 """Input scope -> output scope -> weight."""
@@ -117,6 +121,8 @@ class History:
     agreement: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     agreeing: dict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
     expert_use: dict[int, tuple[int, Mapping[str, Mapping[str, Weights]]]] = field(default_factory=dict)
+    router_use: dict[int, tuple[int, Mapping[str, Mapping[str, float]]]] = field(default_factory=dict)
+    links: dict[str, tuple[int, Links]] = field(default_factory=dict)
     skews: dict[int, Metrics] = field(default_factory=dict)
     round_notes: dict[str, Series] = field(default_factory=lambda: defaultdict(_series))
     client_notes: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -168,6 +174,11 @@ class History:
             for key, series in self.training.items()
             if key[:2] == (step, number) and (belongs is None or belongs(key.group))
         )
+
+
+def deployed(split: str) -> str:
+    """Name a split on which not the model that a client trained last is judged, but what the server deploys."""
+    return f"{split}, deployed"
 
 
 def _merged(many: Iterable[Series]) -> Curve:
@@ -222,6 +233,13 @@ def _add_expert_use(history: History, record: ExpertUseRecord) -> None:
         history.expert_use[record.client] = record.round, record.weights
 
 
+def _add_router_use(history: History, record: RouterUseRecord) -> None:
+    """Keep what was found last."""
+    before, _ = history.router_use.get(record.client, (0, {}))
+    if record.round >= before:
+        history.router_use[record.client] = record.round, record.weights
+
+
 def _add_worker(history: History, record: WorkerRecord) -> None:
     """What became of a worker changed nothing in the results."""
 
@@ -250,6 +268,8 @@ def _add_note(history: History, record: NoteRecord) -> None:
         history.round_notes[name][record.round].add(value)
     for client, numbers in record.clients.items():
         history.client_notes[record.round, client].update(numbers)
+    for name, links in record.links.items():  # of several rounds the last ones stay
+        history.links[name] = record.round, links
 
 
 def _add_bytes(history: History, travelled: ComponentBytes) -> None:
@@ -262,9 +282,10 @@ def _add_bytes(history: History, travelled: ComponentBytes) -> None:
 
 def _add_evaluation(history: History, record: EvaluationRecord) -> None:
     group = history.groups.get(record.client, "unknown")
+    split = record.split if record.kind == "evaluation" else deployed(record.split)
     for task, metrics in record.metrics.items():
         for metric, value in metrics.items():
-            history.evaluations[EvaluationKey(task, metric, record.split, group)][record.round].add(value)
+            history.evaluations[EvaluationKey(task, metric, split, group)][record.round].add(value)
 
 
 def _add_round(history: History, record: RoundRecord) -> None:
@@ -284,6 +305,7 @@ ADDERS: Mapping[type[Record], Callable[[History, Any], None]] = {
     SkewRecord: _add_skew,
     AgreementRecord: _add_agreement,
     ExpertUseRecord: _add_expert_use,
+    RouterUseRecord: _add_router_use,
     WorkerRecord: _add_worker,
 }
 """What takes in each kind of record."""

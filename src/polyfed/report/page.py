@@ -11,6 +11,7 @@ from markupsafe import Markup
 from polyfed import __version__
 from polyfed.engine.checkpoint import write_atomically
 from polyfed.errors import UserError
+from polyfed.report.answer_figures import answer_cards
 from polyfed.report.blending_figures import clients_card as blended_clients_card
 from polyfed.report.blending_figures import heads_card
 from polyfed.report.client_figures import client_cards
@@ -18,14 +19,17 @@ from polyfed.report.entries import NOTHING
 from polyfed.report.expert_figures import expert_use_card
 from polyfed.report.facts import MANY_TASKS, description, judged_tasks, refusals, tiles
 from polyfed.report.figures import bytes_card, global_card, metric_cards, training_card
-from polyfed.report.formats import plural, short, shown
+from polyfed.report.formats import named, plural, short, shown
 from polyfed.report.gain_figures import gain_card
 from polyfed.report.gains import LOCAL, gains_over_baseline
+from polyfed.report.neighbour_figures import neighbours_card
 from polyfed.report.palette import group_palette
 from polyfed.report.participation import participation_card
 from polyfed.report.picture_figures import picture_cards
 from polyfed.report.plotting import Card, Table
 from polyfed.report.records import RunData, load_run
+from polyfed.report.router_figures import router_card
+from polyfed.report.size_figures import sizes_card
 from polyfed.report.skew_figures import label_distance_card
 from polyfed.report.unimodal_figures import alone_card, imbalance_card
 from polyfed.report.update_figures import agreement_card, divergence_card
@@ -50,6 +54,7 @@ def report_content(run: RunData) -> dict[str, Any]:
         ),
         ("modalities", "Modalities", _present(alone_card(run, palette), imbalance_card(run))),
         ("experts", "Experts", _present(expert_use_card(run, palette))),
+        ("adapters", "Adapters", _present(router_card(run), neighbours_card(run))),
         ("blending", "Blending", _present(heads_card(run), blended_clients_card(run))),
         ("updates", "Clients’ updates", _present(agreement_card(run), divergence_card(run))),
         (
@@ -60,7 +65,8 @@ def report_content(run: RunData) -> dict[str, Any]:
             ),
         ),
         ("generated", "Generated samples", picture_cards(run)),
-        ("traffic", "Communication", _present(bytes_card(run))),
+        ("written", "Written answers", answer_cards(run)),
+        ("traffic", "Communication", _present(bytes_card(run), sizes_card(run))),
     ]
     drawn = [(id_, name, cards) for id_, name, cards in sections if cards]
     chapters = [*((id_, name) for id_, name, _ in drawn), ("refused", "Refused replies"), ("reproduce", "Reproduce")]
@@ -95,7 +101,7 @@ def _remarks(run: RunData, folded: int) -> list[str]:
         best = run.summary.best
         tasks = [(task, metric) for task, metric in judged_tasks(run) if metric in best.tasks.get(task, {})]
         figures = [
-            f"{short(task)} {short(metric)} {shown(metric, best.tasks[task][metric].mean)}" for task, metric in tasks
+            f"{short(task)} {named(metric)} {shown(metric, best.tasks[task][metric].mean)}" for task, metric in tasks
         ]
         ending = f": {', '.join(figures[:MANY_TASKS])}" if figures else ""
         remarks.append(

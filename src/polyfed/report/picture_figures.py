@@ -6,7 +6,7 @@ from functools import cache
 
 from polyfed.engine.pictures import Sampled, Shown
 from polyfed.report.facts import judged_tasks
-from polyfed.report.formats import short, shown, whole
+from polyfed.report.formats import named, short, shown, whole
 from polyfed.report.pictures import read_pictures
 from polyfed.report.plotting import Card, Gallery, Picture, Strip
 from polyfed.report.png import address, png
@@ -40,7 +40,7 @@ def _gallery(run: RunData, one: Sampled) -> Gallery:
     name = known.name if known and known.name else f"client {one.client}"
     metrics = known.metrics.get(one.task, {}) if known else {}
     metric = dict(judged_tasks(run)).get(one.task, "")
-    scored = f"{metric} {shown(metric, metrics[metric])}" if metric in metrics else ""
+    scored = f"{named(metric)} {shown(metric, metrics[metric])}" if metric in metrics else ""
     inputs = sorted(key for key in one.shown if key.startswith(INPUT))
     strips = tuple(_strip(one, key) for key in [*inputs, *ROWS])
     return Gallery(whole(name), ", ".join(part for part in (known.group if known else "", scored) if part), strips)

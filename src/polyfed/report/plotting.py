@@ -72,8 +72,45 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A box on a picture, in percent of the padded square; ``kind`` is "right" or "written"."""
+
+    kind: str
+    left: str
+    top: str
+    width: str
+    height: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a language model wrote: the picture's address (empty without one), boxes on it, texts, and the verdict.
+
+    ``coarse``: the picture is drawn with its pixels. ``verdict`` is in words, ``mark`` "right", "wrong" or empty.
+    """
+
+    address: str
+    coarse: bool
+    frames: tuple[Frame, ...]
+    question: str
+    answers: tuple[str, ...]
+    written: str
+    verdict: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """The examples of one client, with its name and its figures."""
+
+    title: str
+    text: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
 class Card:
-    """Plots under one heading, shown as tabs if there are several."""
+    """Plots under one heading, shown as tabs if there are several; a table without plots is shown as it is."""
 
     title: str
     text: str
@@ -84,6 +121,7 @@ class Card:
     wide: bool = False
     table: Table | None = None
     galleries: tuple[Gallery, ...] = ()
+    written: tuple[Written, ...] = ()
 
 
 def _unbreakable(text: str) -> Markup:

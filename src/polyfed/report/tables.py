@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from polyfed.errors import UserError
 from polyfed.report.entries import Statistic
-from polyfed.report.formats import duration, lower_is_better, main_metric, plain, size, span, unit, whole
+from polyfed.report.formats import duration, lower_is_better, main_metric, named, plain, size, span, unit, whole
 from polyfed.report.gains import TaskGains, gains_over_local
 from polyfed.report.records import RunData
 from polyfed.report.variants import Variant, variants
@@ -30,7 +30,7 @@ class Column(NamedTuple):
     @property
     def heading(self) -> str:
         """The column's heading: ``digit accuracy (%), image``."""
-        return f"{whole(self.task)} {whole(self.metric)}{unit(self.metric)}, {self.clients}"
+        return f"{whole(self.task)} {named(self.metric)}{unit(self.metric)}, {self.clients}"
 
     @property
     def clients(self) -> str:
