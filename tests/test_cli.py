@@ -35,7 +35,7 @@ scenario: {clients: 3, partition: {name: iid}}
 model: {name: modular, width: 4}
 """
 DATA = ["data", "data list", "data check", "data fetch", "data convert"]
-COMMANDS = ["run", "compare", "show", "list", "report", "schema", *DATA]
+COMMANDS = ["run", "compare", "show", "list", "report", "schema", *DATA, "pretrain", "pretrain tiny-llava"]
 
 # typer 0.20 uses what click 8.4 deprecates; the newer typer does not go together with the extra ``flower``.
 OLD_TYPER = ".*will be removed in Click 9"
@@ -92,7 +92,7 @@ def test_every_command_explains_itself_with_examples(command: str) -> None:
     result = call(*command.split(), "--help")
     assert result.exit_code == 0
     assert f"Usage: polyfed {command} " in result.stdout
-    assert "Example" in result.stdout or command == "data"
+    assert "Example" in result.stdout or command in ("data", "pretrain")
 
 
 def test_version() -> None:

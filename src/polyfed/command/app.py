@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polyfed import __version__
-from polyfed.command import data
+from polyfed.command import data, pretrain
 from polyfed.command.console import FAILURE, Commands, console, debugging, guarded, stoppable, tell
 from polyfed.engine.allocator import keep_freed_memory
 from polyfed.errors import UserError
@@ -31,6 +31,7 @@ app = typer.Typer(
     epilog="Start with: polyfed run",
 )
 app.add_typer(data.app, name="data")
+app.add_typer(pretrain.app, name="pretrain")
 
 ExperimentFile = Annotated[
     Path | None,

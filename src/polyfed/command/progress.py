@@ -221,3 +221,22 @@ class ComparisonProgress(Display):
         if record["state"] == "finished":
             told += f", {self._training.details()}" if trained else " earlier"
         self.say(", ".join(part for part in (told, self._all.left) if part))
+
+
+class StageProgress(Display):
+    """Progress of a training in several stages, each of so many steps. Call it with stage, steps done and loss."""
+
+    def __init__(self, console: Console, stages: Mapping[str, int], *, quiet: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._total = dict(stages)
+        self._meters_of: dict[str, Meter] = {}
+
+    def __call__(self, stage: str, done: int, loss: float) -> None:
+        """Take in one step."""
+        new = stage not in self._meters_of
+        meter = self._meters_of.setdefault(stage, Meter(stage, self._total[stage]))
+        meter.reach(done, skipped=new)  # how long the first step took is not known
+        if done * LINES // meter.total > (done - 1) * LINES // meter.total:
+            parts = [f"{stage}: step {done}/{meter.total}, loss {loss:.3f}", meter.left]
+            self.say(", ".join(part for part in parts if part))
+        self.show(list(self._meters_of.values()), f"loss {loss:.3f}")
