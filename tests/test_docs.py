@@ -20,13 +20,16 @@ import polyfed
 from polyfed.command.listing import KINDS
 from polyfed.data.catalog import DATASETS
 from polyfed.data.several import SEVERAL
+from polyfed.engine.answers import FILE as ANSWERS
+from polyfed.engine.expert_use import use_record
+from polyfed.engine.notes import note_record
 from polyfed.engine.pictures import FILE as PICTURES
 from polyfed.experiment import config
 from polyfed.experiment.running import LOCK, OURS, run
 from polyfed.experiment.summary import summarise
 from polyfed.experiment.world import build_world
 from polyfed.method.catalog import METHODS
-from polyfed.method.protocol import Reply
+from polyfed.method.protocol import Note, Reply
 from polyfed.registry import Registry
 from polyfed.scenario.groups import Group
 from tests.engine.test_experts_in_federations import of_experts
@@ -189,9 +192,12 @@ RECORDED = {**GROUPED, "fits": ("<how>",), "numbers": ("<name>",), "examples": (
 RECORDED |= {"notes": ("<name>",), "clients": ("<client>", "<name>"), "label_distance": ("<task>", "<modality>")}
 BY_COMPONENT = {**RECORDED, **dict.fromkeys(("down", "up", "divergence"), ("<component>",))}
 BY_COMPONENT |= {"cosine": ("<component>",), "clients": ("<component>",)}
+SUMMED = {**GROUPED, "frozen": ("<part>",), **dict.fromkeys(("present", "trained", "down", "up"), ("<component>",))}
 BY_PATH = {"weights": ("<task>", "<modality>", "<input scope>", "<output scope>")}
 BY_MODALITY = {**RECORDED, **dict.fromkeys(("accuracy", "examples"), ("<task>", "<modality>"))}
 NAMED = {"client": BY_COMPONENT, "refused": BY_COMPONENT, "unimodal_evaluation": BY_MODALITY}
+NAMED |= {"router_use": {"weights": ("<task>", "<adapter's task>")}}
+NAMED |= {"note": {**RECORDED, "links": ("<name>", "<client>", "<other client>")}}
 NAMED |= {"agreement": BY_COMPONENT, "expert_use": BY_PATH}
 WHOLE = ("best.tasks", "baseline.tasks", "baseline.clients")
 """Keys whose content has the form of another."""
@@ -214,7 +220,9 @@ def paths(value: Any, names: dict[str, tuple[str, ...]], place: str = "", below:
 
 def test_every_key_of_the_summary_is_described(folder: Path) -> None:
     described = first_cells(section(page("docs/run-folder.md"), "## summary.json\n"))
-    assert set(described) == paths(whole_run(folder), GROUPED)
+    summary = whole_run(folder)
+    summary["parameters"]["frozen"]["language_model"] = 1  # language models have such parts only
+    assert set(described) == paths(summary, SUMMED)
     assert len(described) == len(set(described))
 
 
@@ -227,7 +235,11 @@ def test_every_kind_and_key_of_the_records_is_described(folder: Path, tmp_path: 
     mixed = tmp_path / "mixed"
     train(of_experts(engine__diagnostics=True), mixed)
     found: dict[str, set[str]] = {}
-    for record in (*records(folder), *(line for line in records(mixed) if line["kind"] == "expert_use")):
+    told: list[dict[str, Any]] = [line for line in records(mixed) if line["kind"] == "expert_use"]
+    told += [{**line, "kind": "deployed_evaluation"} for line in records(folder) if line["kind"] == "evaluation"]
+    told.append(use_record(1, 0, {"vqa": {"caption": 1.0}}, "adapters"))
+    told.append(json.loads(json.dumps(note_record(1, Note(links={"across.part": {0: {1: 0.5}}})))))
+    for record in (*records(folder), *told):
         names = NAMED.get(record["kind"], RECORDED)
         found[record["kind"]] = found.get(record["kind"], set()) | paths(record, names)
     text = page("docs/run-folder.md")
@@ -241,7 +253,7 @@ def test_every_file_of_a_run_folder_is_described(tmp_path: Path) -> None:
     described = {cell.rstrip("/") for cell in first_cells(page("docs/run-folder.md").split("\n## ", 1)[0])}
     assert done.folder is not None
     there = {path.name for path in done.folder.iterdir()}
-    assert there | {PICTURES} == described == {*OURS, LOCK}  # pictures come with generation tasks only
+    assert there | {PICTURES, ANSWERS} == described == {*OURS, LOCK}  # these come with their kinds of tasks only
 
 
 # ------------------------------------------------------------------------------------------------ commands and code

@@ -17,6 +17,7 @@ import polyfed
 from polyfed.command.listing import KINDS
 from polyfed.engine.trainer import Trainer
 from polyfed.experiment import config
+from tests.language import checkpoint
 from tests.multimedia import write_mosei, write_vehicle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -160,6 +161,19 @@ def test_the_second_scenario_of_disentafl_runs_on_files_of_its_layout(tmp_path: 
     assert set(result.summary["tasks"]) == {"emotions", "sentiment", "vehicle"}
     assert all(client["metrics"] for client in result.summary["clients"])
     assert result.world.federation.modalities["vehicle_audio"].family == "audio", "knowledge of sound is shared"
+
+
+def test_pilot_in_the_tiny_world_runs(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="language models need the extra polyfed[mllm]")
+    path = checkpoint(tmp_path)
+    few = {"data.examples": 3, "data.test_examples": 1, "model.answer_tokens": 2, "rounds": 1, "scenario.validation": 0}
+    result = polyfed.run(
+        config.load(EXAMPLES / "pilot/tiny.yaml", {**few, "data.checkpoint": path, "model.path": path}),
+        tmp_path / "run",
+    )
+    assert set(result.summary["tasks"]) == {"vqa", "caption", "grounding"}
+    assert all(client["metrics"] for client in result.summary["clients"])
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", ["scenario2", "uci_har"])

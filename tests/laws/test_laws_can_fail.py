@@ -202,11 +202,11 @@ LAWS: dict[str, tuple[Break, Check]] = {
     ),
     "bad replies are refused by the screen": (
         believe_every_reply,
-        lambda patch, folder: laws.test_a_bad_reply_is_refused_by_name_and_changes_nothing("fedavg", "absurd norm"),
+        lambda patch, folder: laws.test_bad_replies_are_refused_by_name_and_change_nothing("fedavg"),
     ),
     "bad replies are refused by the checklist": (
         pass_every_reply,
-        lambda patch, folder: laws.test_a_bad_reply_is_refused_by_name_and_changes_nothing("fedavg", "absurd norm"),
+        lambda patch, folder: laws.test_bad_replies_are_refused_by_name_and_change_nothing("fedavg"),
     ),
     "bytes are counted": (
         miscount_bytes,
