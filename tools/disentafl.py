@@ -45,9 +45,7 @@ ABLATIONS: Mapping[str, Mapping[str, object]] = {
     "DisentAFL, 8 bits": {"method.quantize_bits": 8},
     "Local, same experts": {"method.name": "local"},
     "Local, wide": {**METHODS["Local"], WIDE: True},
-    "FedAvg, wide": {**METHODS["FedAvg"], WIDE: True},
     "Multi-FedAvg, wide": {**METHODS["Multi-FedAvg"], WIDE: True},
-    "FedMSplit, wide": {**METHODS["FedMSplit"], WIDE: True},
 }
 CONTENDERS = {**METHODS, **ABLATIONS}
 OURS, LOCAL, LOCAL_EXPERTS = "DisentAFL", "Local", "Local, same experts"
