@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -442,3 +444,28 @@ def test_blocks_behind_the_features_are_not_adapted(path: str) -> None:
         name.split(".")[2:4][1] for name in world.architecture.initial(0) if name.startswith("task_adapter.vqa.layers.")
     }
     assert names == {"0"}, "of two blocks, features are taken behind the first"
+
+
+@pytest.mark.parametrize("tower", [False, True])
+def test_what_trains_is_float32_beside_a_base_of_fewer_bits(path: str, tower: bool) -> None:
+    changes = TOWER if tower else {"rounds": 1}
+    world, outcome = ran(path, {**changes, "model.weights": "bfloat16"})
+    assert isinstance(world.architecture, Llava)
+    assert {value.dtype for value in world.architecture.base.model.parameters()} == {torch.bfloat16}
+    held = [outcome.state.adapters, *outcome.state.texts.values(), outcome.personal[0]["parameters"]]
+    assert {value.dtype for tensors in held for value in tensors.values()} == {torch.float32}
+    _, exact = ran(path, changes)
+    losses = [[one["metrics"] for one in run.progress.latest] for run in (outcome, exact)]
+    for fewer, more in zip(*losses, strict=True):
+        ((left,), (right,)) = fewer.values(), more.values()
+        assert left["loss"] == pytest.approx(right["loss"], rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_base_of_four_bits_wants_its_library_and_a_gpu(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"model\.weights: 4bit needs bitsandbytes .*polyfed\[mllm,4bit\]"):
+        build_world(experiment(path, {"model.weights": "4bit"}))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    with pytest.raises(UserError, match=r"model\.weights: 4bit needs a GPU"):
+        build_world(experiment(path, {"model.weights": "4bit"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from polyfed.rng import seeded
 ADAPTED = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """All linear layers of the language model but its head; the vision tower has layers of the same names."""
 
-Weights = Literal["float32", "bfloat16"]
+Weights = Literal["float32", "bfloat16", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ class LlavaBase:
     def frozen(self) -> dict[str, int]:
         """Parameters by part; the pre-trained connector is none of them, for its copies are the components."""
         held = self.model.model
-        whole = sum(value.numel() for value in self.model.parameters())
-        tower, connector = (
-            sum(value.numel() for value in part.parameters())
-            for part in (held.vision_tower, held.multi_modal_projector)
+        whole, tower, connector = (
+            sum(count(value) for value in part.parameters())
+            for part in (self.model, held.vision_tower, held.multi_modal_projector)
         )
         return {"language_model": whole - tower - connector, "vision_tower": tower}
 
@@ -73,14 +73,16 @@ class LlavaBase:
 def load_base(path: str, weights: Weights = "float32", checkpointing: bool = False) -> LlavaBase:
     """Load a LLaVA from a checkpoint folder, or by its name on the hub, and freeze it.
 
-    Weights are read from safetensors only. Raises UserError if the extra is missing or ``path`` is no LLaVA.
+    Weights are read from safetensors only; with ``4bit`` the language model's layers are held as NF4 (QLoRA, Dettmers
+    et al., 2023) and the rest in bfloat16. Raises UserError if an extra is missing or ``path`` is no LLaVA.
     """
     transformers = libraries()
     local = Path(path).is_dir()
+    held = four_bits(transformers) if weights == "4bit" else {"dtype": getattr(torch, weights)}
     try:
         with without_bars():
             model = transformers.LlavaForConditionalGeneration.from_pretrained(
-                path, dtype=getattr(torch, weights), use_safetensors=True, local_files_only=local
+                path, **held, use_safetensors=True, local_files_only=local
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
@@ -89,6 +91,35 @@ def load_base(path: str, weights: Weights = "float32", checkpointing: bool = Fal
             "safetensors of a LlavaForConditionalGeneration, or its name on the hub"
         ) from error
     return frozen(model, tokenizer, path, checkpointing)
+
+
+def four_bits(transformers: Any) -> dict[str, Any]:
+    """Return how a base of 4 bits is loaded.
+
+    Raises UserError that names the extra if bitsandbytes is missing, and where there is no GPU: on a processor
+    bitsandbytes (0.50) lets no gradients through such layers, and the connector would be trained wrongly.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"model.weights: 4bit needs bitsandbytes ({error}): pip install 'polyfed[mllm,4bit]', or use bfloat16"
+        ) from error
+    if not torch.cuda.is_available():
+        raise UserError("model.weights: 4bit needs a GPU; without one use bfloat16 or float32")
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    )
+    return {"quantization_config": settings, "dtype": torch.bfloat16}
+
+
+def count(value: Any) -> int:
+    """Count the numbers of a parameter, also of one of 4 bits, two of which are one byte."""
+    state = getattr(value, "quant_state", None)
+    return int(value.numel()) if state is None else math.prod(state.shape)
 
 
 def frozen(model: Any, tokenizer: Any, path: str = "the model", checkpointing: bool = False) -> LlavaBase:
@@ -138,6 +169,8 @@ def add_lora(model: Any, name: str, sizes: LoraSizes, seed: int = 0, drawn_as: s
         for matrix in ("A", "B"):
             ending = f".lora_{matrix}.{name}.weight"
             if full.endswith(ending):
+                # What trains is float32, whatever the base: small steps are lost in fewer bits.
+                parameter.data = parameter.data.float()
                 layer = full.removesuffix(ending).split("language_model.", 1)[1]
                 found[f"{layer}.{matrix}"] = parameter
     return found

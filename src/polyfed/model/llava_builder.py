@@ -58,7 +58,7 @@ def llava(
     tasks: Mapping[str, Task],
     *,
     path: Annotated[str, Field(description="checkpoint folder of a LLaVA, or its name on a hub")],
-    weights: Annotated[Weights, Field(description="type of the frozen weights")] = "float32",
+    weights: Annotated[Weights, Field(description="type of the frozen weights; 4bit: NF4, on a GPU")] = "float32",
     checkpointing: Annotated[bool, Field(description="gradient checkpointing: less memory, more time")] = False,
     lora: Annotated[LoraOptions, Field(description="low-rank adapters of the language model")] = LORA_OPTIONS,
     adapters: Annotated[

@@ -171,10 +171,9 @@ class LlavaModel(nn.Module):
         """Return the vision tower's features of pictures that are given as pixels (images, 3, height, width)."""
         if images.dim() == 3:
             return images
-        hidden: Tensor = (
-            self._twin[0].model.vision_tower(images, output_hidden_states=True).hidden_states[self._base.layer]
-        )
-        return hidden if self._base.whole else hidden[:, 1:]
+        tower = self._twin[0].model.vision_tower
+        hidden: Tensor = tower(images.to(tower.dtype), output_hidden_states=True).hidden_states[self._base.layer]
+        return (hidden if self._base.whole else hidden[:, 1:]).float()
 
 
 def last(hidden: Tensor, lengths: Tensor) -> Tensor:

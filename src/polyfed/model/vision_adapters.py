@@ -58,6 +58,6 @@ class Between(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (images, tokens, features) for these."""
-        made: Connected = self._connected[0](hidden)
+        made: Connected = self._connected[0](hidden.float())
         self.made = made
-        return made.image
+        return made.image.to(hidden.dtype)
