@@ -7,13 +7,14 @@ from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, judged_tasks
 from polyfed.report.formats import label, lower_is_better, named, scaled, short, size, unit, whole
-from polyfed.report.history import Curve
+from polyfed.report.history import Curve, deployed
 from polyfed.report.palette import COLOURS, GREY, Palette
 from polyfed.report.plotting import INK, MANY_ROUNDS, Card, Chip, Plot, axis, curve_trace, plot, rounds_axis
 from polyfed.report.records import RunData
 
 MANY_COMPONENTS = 15
 DASHES = {"test": "solid", "validation": "dot"}
+DEPLOYED = deployed("")
 BASELINE = "the baseline"
 UP, DOWN = "#4B5F82", "#A7B4CC"
 
@@ -67,18 +68,19 @@ def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot
 
 def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette) -> Iterator[Any]:
     task, metric, split = address
-    dash = DASHES.get(split, "dash")
-    # markers only where the line is solid: two sets of dots could not be told apart
-    look = {"meta": {"split": split}, **({} if dash == "solid" else {"mode": "lines"})}
+    dash = DASHES.get(split.removesuffix(DEPLOYED), "dash")
+    width = 1 if split.endswith(DEPLOYED) else 2
+    # markers only on the thick solid line: two sets of dots could not be told apart
+    look = {"meta": {"split": split}, **({} if (dash, width) == ("solid", 2) else {"mode": "lines"})}
     for group, colour in palette.colours.items():
         curve = run.history.metric(task, metric, split, palette.belongs(group))
         if curve.rounds:
             name = f"{label(group)}, {label(split)}"
-            line = {"color": colour, "dash": dash, "width": 2}
+            line = {"color": colour, "dash": dash, "width": width}
             yield _shown_curve(curve, metric, name=name, legendgroup=group, line=line, **look)
     if len(palette.colours) - len(palette.fleeting) > 1:
         curve = run.history.metric(task, metric, split)
-        name, line = f"all clients, {label(split)}", {"dash": dash, "width": 3}
+        name, line = f"all clients, {label(split)}", {"dash": dash, "width": width + 1}
         yield _shown_curve(
             curve, metric, name=name, legendgroup="all", line=line, **{**look, "meta": {"split": split, **INK}}
         )
