@@ -41,10 +41,8 @@ ABLATIONS: Mapping[str, Mapping[str, object]] = {
     "DisentAFL, no disentanglement loss": {"method.beta": 0.0},
     "DisentAFL, uniform gate": {"model.gate": "uniform"},
     "DisentAFL, experts by axis": {"model.expert_grid": "axes"},
-    "DisentAFL, affinity router": {"method.router": "affinity"},
     "DisentAFL, 8 bits": {"method.quantize_bits": 8},
     "Local, same experts": {"method.name": "local"},
-    "Local, wide": {**METHODS["Local"], WIDE: True},
     "Multi-FedAvg, wide": {**METHODS["Multi-FedAvg"], WIDE: True},
 }
 CONTENDERS = {**METHODS, **ABLATIONS}

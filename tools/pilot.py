@@ -116,8 +116,9 @@ def plan_of(label: str, changes: Mapping[str, object]) -> Plan:
 
 
 def experiment_of(plan: Plan) -> Experiment:
-    """Load a plan's experiment; the seed draws the scenes, too."""
-    return config.load(EXAMPLE, {**plan.changes, "data.seed": plan.changes.get("seed", 0)})
+    """Load a plan's experiment; the seed draws the scenes, too, and only what the tables need is judged."""
+    fixed = {"data.seed": plan.changes.get("seed", 0), "engine.evaluate_every": ROUNDS}
+    return config.load(EXAMPLE, {**plan.changes, **fixed})
 
 
 def digest(plan: Plan, records: Records) -> Found:
