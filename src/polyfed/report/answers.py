@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from polyfed.engine.answers import (
@@ -22,9 +22,8 @@ from polyfed.engine.answers import (
     Answered,
     Sheet,
 )
-from polyfed.engine.tensorfile import read_tensors
-from polyfed.errors import UserError
-from polyfed.report.entries import Entry, Share, first_fault
+from polyfed.report.entries import Entry, Share
+from polyfed.report.kept_samples import read_kept
 
 LARGEST_FILE = 2 * MOST_BYTES
 
@@ -57,27 +56,11 @@ def read_answers(folder: Path) -> list[Sheet]:
 
     Raises UserError naming the file and what is wrong with it.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return []
-    try:
-        return _read(path)
-    except ValidationError as error:
-        raise _refused(path, first_fault(error)) from error
-    except (OSError, ValueError, LookupError) as error:
-        raise _refused(path, str(error)) from error
+    return read_kept(folder / FILE, "answers", LARGEST_FILE, _read)
 
 
-def _refused(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: not answers polyfed wrote: {why}. Without the file the report can be written")
-
-
-def _read(path: Path) -> list[Sheet]:
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ValueError(f"it has {size:,} bytes, more than {LARGEST_FILE:,}")
-    tensors, texts = read_tensors(path.read_bytes())
-    head = _Head.model_validate_json(texts.get("answers", ""))
+def _read(text: str, tensors: Mapping[str, Tensor]) -> list[Sheet]:
+    head = _Head.model_validate_json(text)
     return [_sheet(number, entry, tensors) for number, entry in enumerate(head.entries)]
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from polyfed.data.schema import Form
 from polyfed.engine.pictures import FILE, LARGEST_SIDE, MOST_BYTES, MOST_INPUTS, MOST_SAMPLES, Sampled, Shown
-from polyfed.engine.tensorfile import read_tensors
-from polyfed.errors import UserError
-from polyfed.report.entries import Entry, first_fault
+from polyfed.report.entries import Entry
+from polyfed.report.kept_samples import read_kept
 
 LARGEST_FILE = 2 * MOST_BYTES
 KEY = r"^(target|prediction|input\..+)$"
@@ -43,27 +42,11 @@ def read_pictures(folder: Path) -> list[Sampled]:
 
     Raises UserError naming the file and what is wrong with it.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return []
-    try:
-        return _read(path)
-    except ValidationError as error:
-        raise _refused(path, first_fault(error)) from error
-    except (OSError, ValueError, LookupError) as error:
-        raise _refused(path, str(error)) from error
+    return read_kept(folder / FILE, "pictures", LARGEST_FILE, _read)
 
 
-def _refused(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: not pictures polyfed wrote: {why}. Without the file the report can be written")
-
-
-def _read(path: Path) -> list[Sampled]:
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ValueError(f"it has {size:,} bytes, more than {LARGEST_FILE:,}")
-    tensors, texts = read_tensors(path.read_bytes())
-    head = _Head.model_validate_json(texts.get("pictures", ""))
+def _read(text: str, tensors: Mapping[str, Tensor]) -> list[Sampled]:
+    head = _Head.model_validate_json(text)
     found = [_sampled(number, entry, tensors) for number, entry in enumerate(head.entries)]
     if sum(one.size for one in found) > MOST_BYTES:
         raise ValueError(f"its pictures come to more than {MOST_BYTES:,} bytes")
