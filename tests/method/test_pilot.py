@@ -461,11 +461,11 @@ def test_what_trains_is_float32_beside_a_base_of_fewer_bits(path: str, tower: bo
         assert left["loss"] == pytest.approx(right["loss"], rel=0.05)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_base_of_four_bits_wants_its_library_and_a_gpu(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"model\.weights: 4bit needs bitsandbytes .*polyfed\[mllm,4bit\]"):
         build_world(experiment(path, {"model.weights": "4bit"}))
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"model\.weights: 4bit needs a GPU"):
         build_world(experiment(path, {"model.weights": "4bit"}))

@@ -92,11 +92,12 @@ class Llava:
         twin = self.base.twin()
         adapters = {name: add_lora(twin, name, self.lora) for name in self.texts if name in components}
         modules = self._modules([name for name in components if name not in adapters])
+        parts = self.parts or Parts()
         between = []
         for place, block in enumerate(self._blocks(twin)):
-            block.mlp = Between(self._connected(layer_of(modules, place), self.parts.tower_scale))  # type: ignore[union-attr]  # blocks are adapted only with parts
+            block.mlp = Between(self._connected(layer_of(modules, place), parts.tower_scale))
             between.append(block.mlp)
-        connected = self._connected(modules, self.parts.scale if self.parts is not None else 1.0)
+        connected = self._connected(modules, parts.scale)
         return LlavaModel(self.base, twin, adapters, modules, connected, self.answer_tokens, between)
 
     def _blocks(self, model: Any) -> list[Any]:
