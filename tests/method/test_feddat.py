@@ -88,6 +88,37 @@ def test_what_is_trained_and_what_travels(path: str, scope: str) -> None:
     assert same(beginning(deployed, "frozen_lora"), beginning(outcome.state.parameters, "lora"))
 
 
+def test_both_adapters_are_judged_alone_at_their_whole_strength(path: str) -> None:
+    world = world_of(path, data__examples=4, data__test_examples=2, rounds=1, engine__evaluate_every=1)
+    _, values, _ = trained_model(path)
+    parts = world.method.parts
+    for name, adapter in (("personal only", "personal_lora"), ("shared only", "lora")):
+        held, wanted = parts[name](values), beginning(values, adapter)
+        assert held.keys() == values.keys()
+        assert same(beginning(held, "personal_lora"), wanted)
+        assert same(beginning(held, "frozen_lora"), wanted)
+        assert same(beginning(held, "lora"), beginning(values, "lora"))
+        assert same(beginning(held, "connector"), beginning(values, "connector"))
+    told: list[dict[str, Any]] = []
+    world.loop(observers=[told.append]).run()
+    judged = {(line["round"], line["model"]) for line in told if line["kind"] == "other_evaluation"}
+    both = {(number, name) for number in (0, 1) for name in parts}
+    assert judged == both | {(1, "deployed")}
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("personal only", "personal_lora"), ("shared only", "lora")])
+def test_a_part_computes_what_its_adapter_alone_does(path: str, name: str, adapter: str) -> None:
+    model, values, batch = trained_model(path)
+    with torch.no_grad():
+        whole = model(batch).predictions
+        alone = model(weighted(batch, {adapter: 1.0})).predictions
+        model.load(world_of(path).method.parts[name](values))
+        part = model(batch).predictions
+    for task, logits in part.items():
+        torch.testing.assert_close(logits, alone[task], rtol=1e-3, atol=1e-3)
+        assert (logits - whole[task]).abs().max() > 0.1
+
+
 def one_task() -> dict[str, Any]:
     return {"data__tasks": ["vqa"], "scenario__partition": {"name": "iid"}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,23 +17,21 @@ from polyfed.engine.batching import Rule
 from polyfed.engine.checkpoint import Checkpoints, Saved, digest_of
 from polyfed.engine.crew import crew_of, workers_of
 from polyfed.engine.drive import drive
-from polyfed.engine.evaluate import Evaluation, evaluate_global, score
-from polyfed.engine.expert_use import use_record
+from polyfed.engine.evaluate import Evaluation, score
+from polyfed.engine.judging import Judging
 from polyfed.engine.notes import note_record
 from polyfed.engine.pictures import keep_pictures
 from polyfed.engine.records import Observer, Recorder
 from polyfed.engine.saving import Save
-from polyfed.engine.screen import DIVERGED
 from polyfed.engine.simulator import Deliver, PersonalStates, Screening, Simulator, untouched
-from polyfed.engine.steps import Alone, Crew, Judge, jobs_of
+from polyfed.engine.steps import Alone, Crew, jobs_of
 from polyfed.engine.trainer import Precision, Trainer
 from polyfed.engine.tree import check_round_trip, pack
-from polyfed.engine.unimodal import evaluate_unimodal
 from polyfed.engine.workers import Event
-from polyfed.errors import RunError, UserError
-from polyfed.method.protocol import TRAINED, Clock, Method, Note, check_apart
+from polyfed.errors import UserError
+from polyfed.method.protocol import Clock, Method, Note
 from polyfed.model.architecture import Architecture, Tensors
-from polyfed.scenario.federation import Card, ClientId, Federation
+from polyfed.scenario.federation import Federation
 from polyfed.scenario.skew import label_distances
 
 
@@ -148,6 +145,15 @@ class Loop:
         self.folder = folder
         self.records = None if folder is None else folder / "records.jsonl"
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", identity or {})
+        self.judging = Judging(
+            method,
+            self.federation,
+            self.judged,
+            self.trainer,
+            server_test=plan.server_test,
+            unimodal=plan.unimodal,
+            uses=plan.diagnostics,
+        )
         self._mark = 0.0
         self._background = Background(Save.write, Save.replaced_by)
 
@@ -174,7 +180,7 @@ class Loop:
                 state = self._round(state, simulator, progress, recorder)
             self._clock_in(progress)
             if self.folder is not None:
-                parameters_of = self._parameters_of(state, simulator)
+                parameters_of = self.judging.parameters_of(state, simulator)
                 keep_pictures(self.folder, self.judged, self.trainer, parameters_of, progress.round)
                 keep_answers(self.folder, self.judged, self.trainer, parameters_of, progress.round)
         return Outcome(state, dict(simulator.personal.held), progress)
@@ -242,58 +248,10 @@ class Loop:
             self._save(state, simulator, progress, recorder)
         return state
 
-    def _parameters_of(self, state: Any, simulator: Simulator, *, deployed_only: bool = False) -> Judge:
-        """Return what finds the parameters of a judged client's model: as it trained it last, or as it is deployed."""
-
-        def parameters_of(client: ClientId) -> tuple[Tensors, Tensors]:
-            trained = self.federation.cards[0 if self.federation.members else client]
-            held = simulator.personal_of(trained.id)
-            if held.get(TRAINED) and not deployed_only:
-                return {}, held[TRAINED]
-            deployed, personal = self.method.deploy(state, trained), held.get("parameters", {})
-            check_apart(deployed, personal, client=trained.id)
-            return deployed, personal
-
-        return parameters_of
-
     def _evaluate(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
-        found = list(simulator.crew.evaluate(sorted(self.judged.cards), self._parameters_of(state, simulator)))
-        check_finite(found, progress.round)
-        for evaluation in found:
-            recorder.write(evaluation.record(progress.round))
-            if self.plan.diagnostics and evaluation.split == "test" and evaluation.use:
-                recorder.write(use_record(progress.round, evaluation.client, evaluation.use, evaluation.mixes))
-        self._evaluate_deployed(state, simulator, progress, recorder)
-        if self.plan.server_test or self.plan.unimodal:
-            self._evaluate_global(state, simulator, progress, recorder)
+        found = self.judging.evaluate(state, simulator, progress.round, recorder)
         progress.latest = [evaluation.record(progress.round) for evaluation in found if evaluation.split == "test"]
         self._judge(found, progress)
-
-    def _evaluate_deployed(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
-        """Judge what the server deploys, too, to clients that go by the model as they trained it."""
-        held = {k: simulator.personal_of(0 if self.federation.members else k) for k in sorted(self.judged.cards)}
-        clients = [client for client, groups in held.items() if groups.get(TRAINED)]
-        parameters_of = self._parameters_of(state, simulator, deployed_only=True)
-        for evaluation in simulator.crew.evaluate(clients, parameters_of) if clients else ():
-            recorder.write({**evaluation.record(progress.round), "kind": "deployed_evaluation"})
-
-    def _evaluate_global(self, state: Any, simulator: Simulator, progress: Progress, recorder: Recorder) -> None:
-        def parameters_of(card: Card) -> Tensors:
-            deployed = self.method.deploy(state, card)
-            if self.federation.members:
-                return {**deployed, **simulator.personal_of(0).get("parameters", {})}
-            # A newcomer's model: what clients keep to themselves has its first values.
-            first = self.method.enrol(simulator.initial, card).get("parameters", {}) if deployed else {}
-            return {**first, **deployed}
-
-        found = evaluate_global(self.judged, self.trainer, parameters_of) if self.plan.server_test else None
-        if found is not None:
-            check_finite([found], progress.round)
-            record = {**found.record(progress.round), "kind": "server_evaluation"}
-            recorder.write({key: value for key, value in record.items() if key not in ("client", "split")})
-        alone = evaluate_unimodal(self.judged, self.trainer, parameters_of) if self.plan.unimodal else None
-        if alone is not None:
-            recorder.write(alone.record(progress.round))
 
     def _judge(self, found: Sequence[Evaluation], progress: Progress) -> None:
         """Keep the best round and decide on stopping early."""
@@ -324,18 +282,6 @@ class Loop:
         progress.records_length = recorder.flush()
         changed, snapshot = simulator.personal.take_changed(), progress.snapshot()
         self._background.give(Save(self.checkpoints, recorder, progress.round, state, changed, snapshot))
-
-
-def check_finite(evaluations: Sequence[Evaluation], round_number: int) -> None:
-    """Raise RunError naming the first client, task and metric that is NaN or infinite: the model is of no use."""
-    for one in evaluations:
-        for task, metrics in one.metrics.items():
-            for metric, value in metrics.items():
-                if not math.isfinite(value):
-                    raise RunError(
-                        f"round {round_number}: client {one.client}, task {task!r}: {metric} of its {one.split} "
-                        f"samples is {value}{DIVERGED}"
-                    )
 
 
 def record_skew(federation: Federation, recorder: Recorder) -> None:

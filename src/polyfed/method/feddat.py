@@ -7,15 +7,16 @@ is done with the connector, are our choice.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from polyfed.method.averaging import Averaging, AveragingState, Context, equally
 from polyfed.method.feddat_objective import MutualDistillation
-from polyfed.method.protocol import TRAINED, Fit, Groups, Request, fit
+from polyfed.method.protocol import TRAINED, Fit, Groups, Part, Request, fit
 from polyfed.method.text_sharing import ConnectorScope, check_adapters, shared, trained
 from polyfed.method.training import Trained, Training
 from polyfed.model.adapter_names import FROZEN_LORA, LORA, PERSONAL_LORA
@@ -61,11 +62,23 @@ class BesideCopy(Averaging):
         held = super().deploy(state, card)
         return {**held, **frozen_copy(held)}
 
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The personal and the shared adapter, each at its whole strength, as the authors' code judges them, too."""
+        return {"personal only": partial(with_one, PERSONAL_LORA), "shared only": partial(with_one, LORA)}
+
 
 def frozen_copy(parameters: Tensors) -> Tensors:
     """Return the shared adapter under the names of the frozen one."""
     named = {name: value for name, value in parameters.items() if name.startswith(f"{LORA}.")}
     return {name.replace(LORA, FROZEN_LORA, 1): value for name, value in named.items()}
+
+
+def with_one(adapter: str, parameters: Tensors) -> Tensors:
+    """Put one adapter into both places of the pair, which count by halves: what is left is that adapter."""
+    held = {name.split(".", 1)[1]: value for name, value in parameters.items() if name.startswith(f"{adapter}.")}
+    pair = {f"{place}.{name}": value for place in (PERSONAL_LORA, FROZEN_LORA) for name, value in held.items()}
+    return {**parameters, **pair}
 
 
 def feddat(

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -435,6 +435,20 @@ class Method(Protocol[S]):
 
     def deploy(self, state: S, card: Card) -> Tensors:
         """Return the server's part of one client's model, as of now."""
+        ...
+
+
+Part = Callable[[Tensors], Tensors]
+"""What makes another model of a client's, of parts of it: parameters of the same names."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A method of whose clients' models parts are worth judging by themselves, beside the whole."""
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """What makes them, by name."""
         ...
 
 

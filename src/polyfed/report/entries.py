@@ -87,12 +87,21 @@ class RefusedRecord(Refusal):
 
 
 class EvaluationRecord(Entry):
-    """One client's metrics on one split after a round (round 0: before training).
+    """One client's metrics on one split after a round (round 0: before training)."""
 
-    Of the model it goes by or, where that is the one it trained last, of what the server deploys besides.
-    """
+    kind: Literal["evaluation"]
+    round: Count
+    split: str
+    client: int
+    examples: Mapping[str, Count] = {}
+    metrics: Metrics = {}
 
-    kind: Literal["evaluation", "deployed_evaluation"]
+
+class OtherEvaluationRecord(Entry):
+    """The same of a model beside the one that the client goes by: what the server deploys, or a part of it."""
+
+    kind: Literal["other_evaluation"]
+    model: str
     round: Count
     split: str
     client: int
@@ -189,6 +198,7 @@ Record = Annotated[
     ClientRecord
     | RefusedRecord
     | EvaluationRecord
+    | OtherEvaluationRecord
     | ServerEvaluationRecord
     | UnimodalEvaluationRecord
     | NoteRecord

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 from polyfed.report.facts import MANY_TASKS, judged_tasks
 from polyfed.report.formats import label, lower_is_better, named, scaled, short, size, unit, whole
-from polyfed.report.history import Curve, deployed
+from polyfed.report.history import BESIDE, TEST, Curve
 from polyfed.report.palette import COLOURS, GREY, Palette
-from polyfed.report.plotting import INK, MANY_ROUNDS, Card, Chip, Plot, axis, curve_trace, plot, rounds_axis
+from polyfed.report.plotting import (
+    INK,
+    MANY_ROUNDS,
+    Card,
+    Chip,
+    Dash,
+    Plot,
+    Split,
+    axis,
+    curve_trace,
+    plot,
+    rounds_axis,
+)
 from polyfed.report.records import RunData
 
 MANY_COMPONENTS = 15
-DASHES = {"test": "solid", "validation": "dot"}
-DEPLOYED = deployed("")
+MAIN_DASHES: Mapping[str, Dash] = {TEST: "solid", "validation": "dot"}
+OTHER_DASHES: tuple[Dash, ...] = ("solid", "dash", "dot")
 BASELINE = "the baseline"
 UP, DOWN = "#4B5F82", "#A7B4CC"
 
@@ -40,11 +53,11 @@ def metric_cards(run: RunData, palette: Palette) -> list[Card]:
         plots = tuple(
             _metric_plot(run, task, metric, palette) for metric in sorted(found, key=lambda name: name != main)
         )
-        splits = sorted({key.split for key in run.history.evaluations if key.task == task})
+        splits = drawn_splits(key.split for key in run.history.evaluations if key.task == task)
         if plots:
             title, text = f"{short(task)} over the rounds", "Mean over the clients of each modality group."
             legend = group_legend(palette) + _baseline_chip(run, task, main)
-            cards.append(Card(title, text, plots, legend, _rounds_note(run), tuple(splits) if len(splits) > 1 else ()))
+            cards.append(Card(title, text, plots, legend, _rounds_note(run), splits if len(splits) > 1 else ()))
     return cards
 
 
@@ -55,8 +68,8 @@ def _rounds_note(run: RunData) -> str:
 
 
 def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot:
-    splits = sorted({key.split for key in run.history.evaluations if key[:2] == (task, metric)})
-    traces = [trace for split in splits for trace in _split_traces(run, (task, metric, split), palette)]
+    splits = drawn_splits(key.split for key in run.history.evaluations if key[:2] == (task, metric))
+    traces = [trace for split in splits for trace in _split_traces(run, task, metric, split, palette)]
     traces += _baseline_trace(run, task, metric)
     direction = ", lower is better" if lower_is_better(metric) else ""
     layout = {
@@ -66,23 +79,31 @@ def _metric_plot(run: RunData, task: str, metric: str, palette: Palette) -> Plot
     return plot(named(metric), traces, {**layout, "hovermode": "x unified"})
 
 
-def _split_traces(run: RunData, address: tuple[str, str, str], palette: Palette) -> Iterator[Any]:
-    task, metric, split = address
-    dash = DASHES.get(split.removesuffix(DEPLOYED), "dash")
-    width = 1 if split.endswith(DEPLOYED) else 2
+def drawn_splits(names: Iterable[str]) -> tuple[Split, ...]:
+    """Say how splits are drawn, sorted: thin where the model is not the one that clients go by."""
+    others = cycle(OTHER_DASHES)
+    return tuple(
+        Split(name, next(others), thin=True) if name.startswith(BESIDE) else Split(name, MAIN_DASHES.get(name, "dot"))
+        for name in sorted(set(names))
+    )
+
+
+def _split_traces(run: RunData, task: str, metric: str, split: Split, palette: Palette) -> Iterator[Any]:
+    width = 1 if split.thin else 2
     # markers only on the thick solid line: two sets of dots could not be told apart
-    look = {"meta": {"split": split}, **({} if (dash, width) == ("solid", 2) else {"mode": "lines"})}
+    marked = (split.dash, split.thin) == ("solid", False)
+    look = {"meta": {"split": split.name}, **({} if marked else {"mode": "lines"})}
     for group, colour in palette.colours.items():
-        curve = run.history.metric(task, metric, split, palette.belongs(group))
+        curve = run.history.metric(task, metric, split.name, palette.belongs(group))
         if curve.rounds:
-            name = f"{label(group)}, {label(split)}"
-            line = {"color": colour, "dash": dash, "width": width}
+            name = f"{label(group)}, {label(split.name)}"
+            line = {"color": colour, "dash": split.dash, "width": width}
             yield _shown_curve(curve, metric, name=name, legendgroup=group, line=line, **look)
     if len(palette.colours) - len(palette.fleeting) > 1:
-        curve = run.history.metric(task, metric, split)
-        name, line = f"all clients, {label(split)}", {"dash": dash, "width": width + 1}
+        curve = run.history.metric(task, metric, split.name)
+        name, line = f"all clients, {label(split.name)}", {"dash": split.dash, "width": width + 1}
         yield _shown_curve(
-            curve, metric, name=name, legendgroup="all", line=line, **{**look, "meta": {"split": split, **INK}}
+            curve, metric, name=name, legendgroup="all", line=line, **{**look, "meta": {"split": split.name, **INK}}
         )
 
 

@@ -17,6 +17,7 @@ from polyfed.report.entries import (
     ExpertUseRecord,
     Metrics,
     NoteRecord,
+    OtherEvaluationRecord,
     Record,
     Refusal,
     RefusedRecord,
@@ -176,9 +177,9 @@ class History:
         )
 
 
-def deployed(split: str) -> str:
-    """Name a split on which not the model that a client trained last is judged, but what the server deploys."""
-    return f"{split}, deployed"
+TEST = "test"
+BESIDE = f"{TEST}, "
+"""How the test is named on which not the model that a client goes by is judged, but the one named behind it."""
 
 
 def _merged(many: Iterable[Series]) -> Curve:
@@ -280,9 +281,18 @@ def _add_bytes(history: History, travelled: ComponentBytes) -> None:
         history.down[component] += count
 
 
+def _add_other_evaluation(history: History, record: OtherEvaluationRecord) -> None:
+    """Of models that nobody goes by only the test is of interest."""
+    if record.split == TEST:
+        _add_metrics(history, record, BESIDE + record.model)
+
+
 def _add_evaluation(history: History, record: EvaluationRecord) -> None:
+    _add_metrics(history, record, record.split)
+
+
+def _add_metrics(history: History, record: EvaluationRecord | OtherEvaluationRecord, split: str) -> None:
     group = history.groups.get(record.client, "unknown")
-    split = record.split if record.kind == "evaluation" else deployed(record.split)
     for task, metrics in record.metrics.items():
         for metric, value in metrics.items():
             history.evaluations[EvaluationKey(task, metric, split, group)][record.round].add(value)
@@ -297,6 +307,7 @@ def _add_round(history: History, record: RoundRecord) -> None:
 ADDERS: Mapping[type[Record], Callable[[History, Any], None]] = {
     ClientRecord: _add_client,
     EvaluationRecord: _add_evaluation,
+    OtherEvaluationRecord: _add_other_evaluation,
     ServerEvaluationRecord: _add_server_evaluation,
     UnimodalEvaluationRecord: _add_unimodal_evaluation,
     RoundRecord: _add_round,

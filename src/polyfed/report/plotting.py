@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
@@ -108,6 +108,17 @@ class Written:
     examples: tuple[Example, ...]
 
 
+Dash = Literal["solid", "dash", "dot"]
+
+
+class Split(NamedTuple):
+    """How the curves of a split of the samples are drawn."""
+
+    name: str
+    dash: Dash
+    thin: bool = False
+
+
 @dataclass(frozen=True)
 class Card:
     """Plots under one heading, shown as tabs if there are several; a table without plots is shown as it is."""
@@ -117,7 +128,7 @@ class Card:
     plots: tuple[Plot, ...]
     legend: tuple[Chip, ...] = ()
     note: str = ""
-    splits: tuple[str, ...] = ()
+    splits: tuple[Split, ...] = ()
     wide: bool = False
     table: Table | None = None
     galleries: tuple[Gallery, ...] = ()
