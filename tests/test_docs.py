@@ -236,7 +236,11 @@ def test_every_kind_and_key_of_the_records_is_described(folder: Path, tmp_path: 
     train(of_experts(engine__diagnostics=True), mixed)
     found: dict[str, set[str]] = {}
     told: list[dict[str, Any]] = [line for line in records(mixed) if line["kind"] == "expert_use"]
-    told += [{**line, "kind": "other_evaluation", "model": "deployed"} for line in records(folder) if line["kind"] == "evaluation"]
+    told += [
+        {**line, "kind": "other_evaluation", "model": "deployed"}
+        for line in records(folder)
+        if line["kind"] == "evaluation"
+    ]
     told.append(use_record(1, 0, {"vqa": {"caption": 1.0}}, "adapters"))
     told.append(json.loads(json.dumps(note_record(1, Note(links={"across.part": {0: {1: 0.5}}})))))
     for record in (*records(folder), *told):
