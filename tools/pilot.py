@@ -265,8 +265,8 @@ def page(runs: Path, worlds: Sequence[str]) -> str:
         "Nine clients of a drawn world, three for each task, each with scenes of its own kind; tests are scenes of the "
         f"whole world, {TESTS} for each task and the same for its three clients. All start from one tiny LLaVA, "
         f"pre-trained on a part of that world. Mean ± standard deviation over {len(SEEDS)} seeds (of scenes, order and "
-        "adapters; the checkpoint is the same). Accuracies in percent, CIDEr from 0 to 1000. Pilot, FedDPA, FedDAT and Local are "
-        "judged by the model that a client trained last, the others by the aggregated one.",
+        "adapters; the checkpoint is the same). Accuracies in percent, CIDEr from 0 to 1000. Pilot, FedDPA, FedDAT and "
+        "Local are judged by the model that a client trained last, the others by the aggregated one.",
         "## Methods (Table 1)",
         f"Pilot trains two local epochs in each of {ROUNDS} rounds; the others have one epoch in each of {2 * ROUNDS} "
         "rounds, which is as much training, and are shown after half of them, too. Centralized has as many passes over "
