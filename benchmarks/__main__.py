@@ -6,7 +6,8 @@ checkpoint   W1 with a checkpoint every round against none
 selection    divfl and bms among 1,000 clients of a model of 1,000,000 parameters
 scaling      over clients per round, registered clients, parameters and workers
 gpu          W1 and a transformer, batched against one by one, on a GPU
-performance  everything but gpu; writes docs/performance.md and its pictures
+tuning       a round of Pilot with two clients: LLaVA-1.5-7B's architecture on a GPU, a tiny one on the processor
+performance  everything but gpu and tuning; writes docs/performance.md and its pictures
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from benchmarks.race import ROOT, BenchmarkError
 from benchmarks.system import W4
 
 WORKLOADS = ("W1", "W2", "W3", W4)
-OTHERS = ("reduction", "checkpoint", "scaling", "selection", "blending", "gpu", "performance")
+OTHERS = ("reduction", "checkpoint", "scaling", "selection", "blending", "gpu", "tuning", "performance")
 EXAMPLES = """\
 examples:
   python -m benchmarks                        # W1 to W4
   python -m benchmarks W3 --repeats 4         # one workload, more carefully
   python -m benchmarks W1 W3 --peers          # beside pfl-research and Flower, where they are installed
   python -m benchmarks blending               # a round of fedhgb beside one of fedavg (needs UCI-HAR)
+  python -m benchmarks tuning                 # Pilot at the size of LLaVA-1.5-7B (needs a GPU of 80 GB)
   python -m benchmarks performance --json measured.json   # everything, and the page (half an hour)
   python -m benchmarks performance --from measured.json   # the page again from what was measured
 """
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="source", type=Path, metavar="FILE", help="show an earlier --json, measure nothing"
     )
     made.add_argument("--docs", type=Path, default=ROOT / "docs", help="where performance writes (default: docs)")
-    made.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of the measurement gpu (default cuda)")
+    made.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of gpu and tuning (default cuda)")
     return made
 
 
@@ -92,6 +94,11 @@ def measured_now(what: Sequence[str], given: argparse.Namespace) -> dict[str, An
         from benchmarks import gpu
 
         found["gpu"] = gpu.missing(given.device) or gpu.measure(effort, given.device)
+        keep(found, given.json)
+    if "tuning" in what:
+        from benchmarks import gpu, tuning
+
+        found["tuning"] = gpu.missing(given.device) or tuning.measure(given.device)
         keep(found, given.json)
     return found
 
@@ -132,6 +139,10 @@ def shown(found: dict[str, Any], device: str) -> list[tables.Table]:
         from benchmarks import gpu
 
         made.append(gpu.table(found["gpu"], device))
+    if isinstance(found.get("tuning"), list):
+        from benchmarks import tuning
+
+        made.append(tuning.table(found["tuning"], device))
     return made
 
 
@@ -148,7 +159,7 @@ def chosen(given: argparse.Namespace, command: argparse.ArgumentParser) -> list[
 def remarks(found: dict[str, Any], given: argparse.Namespace) -> list[str]:
     """Say what could not be measured."""
     lines = peers.absent() if given.peers else []
-    return [*lines, f"gpu: {found['gpu']}"] if isinstance(found.get("gpu"), str) else lines
+    return [*lines, *(f"{name}: {found[name]}" for name in ("gpu", "tuning") if isinstance(found.get(name), str))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

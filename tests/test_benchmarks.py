@@ -22,6 +22,8 @@ from benchmarks.system import BARE, POLYFED, System
 from benchmarks.turns import no_turns
 from benchmarks.workloads import WORKLOADS, Data, Workload
 
+from tests.language import SMALL
+
 TINY = {"clients": 6, "cohort": 3}
 
 
@@ -191,9 +193,30 @@ def test_a_wrong_argument_is_refused(words: list[str], capsys: pytest.CaptureFix
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["gpu"])
-    assert "finds no GPU" in capsys.readouterr().out
+@pytest.mark.parametrize("what", ["gpu", "tuning"])
+def test_without_a_gpu_it_says_so(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main([what])
+    assert f"{what}: torch finds no GPU" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="language models need the extra polyfed[mllm]")
+def test_a_round_of_pilot_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import tuning
+
+    small = replace(tuning.SCALES["cpu"], sizes=SMALL, inner=48, rank=2, examples=4, batch_size=2)
+    monkeypatch.setitem(tuning.SCALES, "cpu", small)
+    command.main(["tuning", "--device", "cpu", "--json", str(tmp_path / "measured.json")])
+    assert "gradient checkpointing" in capsys.readouterr().out
+    for held in json.loads((tmp_path / "measured.json").read_text())["tuning"]:
+        assert set(held["steps"]) == {"features", "across"}
+        assert min(held["steps"].values()) > 0
+        connector = 16 * 24 + 24 + 24 * 24 + 24
+        layers = {(24, 24): 4, (24, 48): 2, (48, 24): 1}
+        lora = 2 * sum(many * sum(shape) for shape, many in layers.items())
+        assert held["up"] >= 2 * 2 * 4 * (connector + lora)  # two clients, two exchanges, four bytes a number
+        assert held["down"] - held["up"] >= 2 * 2 * 4 * connector  # the adapters of two other tasks
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "{}", '{"machine": {}}'])
