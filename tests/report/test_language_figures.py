@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from polyfed.engine.answers import FILE, LARGEST_SIDE, LONGEST_TEXT, Answered, Sheet, encoded
+from polyfed.engine.answers import CALLED, FILE, LARGEST_SIDE, LONGEST_TEXT, Answered, Sheet
+from polyfed.engine.kept_samples import encoded
 from polyfed.errors import UserError
 from polyfed.report.answer_figures import answer_cards
 from polyfed.report.answers import LARGEST_FILE, read_answers
@@ -185,7 +186,7 @@ def test_right_and_wrong_ones_are_shown_with_boxes(make_run: Make, tmp_path: Pat
         answered(scores={"accuracy": 0.6}),
         answered(scores={}, picture=False),
     )
-    (folder / FILE).write_bytes(encoded([sheet(*samples)], 5))
+    (folder / FILE).write_bytes(encoded(CALLED, [sheet(*samples)], 5))
     (card,) = answer_cards(load_run(folder))
     (shown_,) = card.written
     assert shown_.title == "client 1" and shown_.text.startswith("accuracy ")
@@ -204,7 +205,7 @@ def test_right_and_wrong_ones_are_shown_with_boxes(make_run: Make, tmp_path: Pat
 def test_texts_from_data_stay_texts(make_run: Make, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     hostile = answered(HOSTILE, question=HOSTILE, answers=(HOSTILE, "a\nb"))
-    (folder / FILE).write_bytes(encoded([sheet(hostile, task=HOSTILE)], 5))
+    (folder / FILE).write_bytes(encoded(CALLED, [sheet(hostile, task=HOSTILE)], 5))
     page = write_report(folder).read_text()
     assert HOSTILE not in page and page.count("&lt;img src=") >= 3 and "<bdi>a b</bdi>" in page
 
@@ -256,7 +257,7 @@ def test_a_file_that_is_not_sound_is_refused_by_name(name: str, tmp_path: Path) 
 
 @given(data=st.data())
 def test_damage_anywhere_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    content = bytearray(encoded([sheet(answered())], 5))
+    content = bytearray(encoded(CALLED, [sheet(answered())], 5))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     folder = tmp_path_factory.mktemp("damaged")

@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from polyfed.engine.pictures import FILE, LARGEST_SIDE, MOST_BYTES, OVERHEAD, Sampled, Shown, encoded
+from polyfed.engine.kept_samples import encoded
+from polyfed.engine.pictures import CALLED, FILE, LARGEST_SIDE, MOST_BYTES, OVERHEAD, Sampled, Shown
 from polyfed.errors import UserError
 from polyfed.report.page import write_report
 from polyfed.report.picture_figures import heat, picture_cards
@@ -67,7 +68,7 @@ def test_the_heat_of_sound_gets_brighter() -> None:
 
 def test_strips_stand_below_each_other(make_run: Make, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    (folder / FILE).write_bytes(encoded([sampled(), sampled("voice", 2, "audio", -80.0)], 5))
+    (folder / FILE).write_bytes(encoded(CALLED, [sampled(), sampled("voice", 2, "audio", -80.0)], 5))
     first, second = picture_cards(load_run(folder))
     assert (first.title, second.title) == ("digit", "voice")
     (gallery,) = first.galleries
@@ -98,7 +99,7 @@ def test_the_page_holds_them_and_stays_small(make_run: Make, tmp_path: Path) -> 
     shown = {name: Shown("image", 0.0, 1.0, (True,) * 4) for name in ("target", "prediction")}
     size = 2 * (noise.nbytes + 4 * OVERHEAD)
     several = [Sampled(HOSTILE, 0, shown, {name: noise.clone() for name in shown}) for _ in range(MOST_BYTES // size)]
-    (folder / FILE).write_bytes(encoded(several, 5))
+    (folder / FILE).write_bytes(encoded(CALLED, several, 5))
     page = write_report(folder).read_text()
     assert len(page) - without < 1_000_000
     assert "Generated samples" in page
@@ -151,7 +152,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         "sides of 1 to 64",
     ),
     "samples": (written(lambda head, _: shown_of(head).update(present=[True])), r"not torch.uint8 \(1, 1 or 3"),
-    "many": (encoded([sampled() for _ in range(101)], 5), "more than 600,000 bytes"),
+    "many": (encoded(CALLED, [sampled() for _ in range(101)], 5), "more than 600,000 bytes"),
 }
 
 
@@ -166,7 +167,7 @@ def test_a_file_that_is_not_sound_is_refused_by_name(name: str, tmp_path: Path) 
 
 @given(data=st.data())
 def test_damage_anywhere_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    content = bytearray(encoded([sampled()], 5))
+    content = bytearray(encoded(CALLED, [sampled()], 5))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     folder = tmp_path_factory.mktemp("damaged")

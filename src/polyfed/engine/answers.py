@@ -7,23 +7,22 @@ or wrong, of at most ``MOST_CLIENTS`` clients; pictures with sides of at most ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from polyfed.data.boxes import Box, parse_box
 from polyfed.data.samples import Asked
 from polyfed.data.schema import Task
-from polyfed.engine.checkpoint import write_atomically
 from polyfed.engine.evaluate import judged
+from polyfed.engine.kept_samples import keep
 from polyfed.engine.steps import Judge
 from polyfed.engine.texts import Writer
 from polyfed.engine.trainer import Trainer
@@ -31,8 +30,8 @@ from polyfed.model.metrics import finish
 from polyfed.model.text_metrics import text_sums
 from polyfed.scenario.federation import Card, Federation
 
-FILE = "answers.safetensors"
-FORMAT = 1
+CALLED = "answers"
+FILE = f"{CALLED}.safetensors"
 
 MOST_CLIENTS = 12
 MOST_SAMPLES = 4
@@ -74,6 +73,16 @@ class Sheet:
         """Bytes of the pictures."""
         return sum(value.nbytes for value in self.pictures.values())
 
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """All but the pictures."""
+        return {"task": self.task, "client": self.client, "samples": [asdict(one) for one in self.samples]}
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The pictures, by the place of the sample."""
+        return {str(place): value for place, value in self.pictures.items()}
+
 
 def keep_answers(
     folder: Path, federation: Federation, trainer: Trainer, parameters_of: Judge, round_number: int
@@ -82,26 +91,7 @@ def keep_answers(
 
     This process computes them, whoever trains, so they are the same for any number of workers.
     """
-    found: list[Sheet] = []
-    left = MOST_BYTES
-    for sheet in _sheets(federation, trainer, parameters_of):
-        left -= sheet.size
-        if left < 0:
-            break
-        found.append(sheet)
-    if found:
-        write_atomically(folder / FILE, encoded(found, round_number))
-
-
-def encoded(found: Sequence[Sheet], round_number: int) -> bytes:
-    """Return samples as the content of a file."""
-    entries = [
-        {"task": sheet.task, "client": sheet.client, "samples": [asdict(one) for one in sheet.samples]}
-        for sheet in found
-    ]
-    tensors = {f"{n}.{place}": value for n, sheet in enumerate(found) for place, value in sheet.pictures.items()}
-    head = {"format": FORMAT, "round": round_number, "entries": entries}
-    return save(tensors, {"answers": json.dumps(head)})
+    keep(folder / FILE, CALLED, _sheets(federation, trainer, parameters_of), MOST_BYTES, round_number)
 
 
 def chosen_cards(federation: Federation) -> list[tuple[Task, Card]]:

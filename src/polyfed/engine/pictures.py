@@ -6,27 +6,26 @@ values wide and high, and together at most ``MOST_BYTES``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from polyfed.data.samples import Batch, Samples
 from polyfed.data.schema import Form, Modality, Task
-from polyfed.engine.checkpoint import write_atomically
 from polyfed.engine.evaluate import judged, outputs_of
+from polyfed.engine.kept_samples import keep
 from polyfed.engine.steps import Judge
 from polyfed.engine.trainer import Trainer
 from polyfed.scenario.federation import Card, Federation
 
-FILE = "pictures.safetensors"
-FORMAT = 1
+CALLED = "pictures"
+FILE = f"{CALLED}.safetensors"
 
 MOST_CLIENTS = 6
 """Clients per task: the first of each kind, that is, with other modalities or tasks."""
@@ -72,6 +71,20 @@ class Sampled:
         """Bytes as they count towards ``MOST_BYTES``."""
         return sum(value.nbytes + OVERHEAD * len(value) for value in self.values.values())
 
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """All but the values."""
+        return {
+            "task": self.task,
+            "client": self.client,
+            "shown": {name: asdict(how) for name, how in self.shown.items()},
+        }
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The values."""
+        return self.values
+
 
 def keep_pictures(
     folder: Path, federation: Federation, trainer: Trainer, parameters_of: Judge, round_number: int
@@ -80,26 +93,7 @@ def keep_pictures(
 
     This process computes them, whoever trains, so they are the same for any number of workers.
     """
-    found: list[Sampled] = []
-    left = MOST_BYTES
-    for sampled in _sampled(federation, trainer, parameters_of):
-        left -= sampled.size
-        if left < 0:
-            break
-        found.append(sampled)
-    if found:
-        write_atomically(folder / FILE, encoded(found, round_number))
-
-
-def encoded(found: list[Sampled], round_number: int) -> bytes:
-    """Return samples as the content of a file."""
-    entries = [
-        {"task": one.task, "client": one.client, "shown": {name: asdict(how) for name, how in one.shown.items()}}
-        for one in found
-    ]
-    tensors = {f"{number}.{name}": value for number, one in enumerate(found) for name, value in one.values.items()}
-    head = {"format": FORMAT, "round": round_number, "entries": entries}
-    return save(tensors, {"pictures": json.dumps(head)})
+    keep(folder / FILE, CALLED, _sampled(federation, trainer, parameters_of), MOST_BYTES, round_number)
 
 
 def chosen_cards(federation: Federation) -> Iterator[tuple[Task, Card]]:

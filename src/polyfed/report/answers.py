@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyfed.engine.answers import (
     BEYOND,
+    CALLED,
     FILE,
     LARGEST_SIDE,
     LONGEST_TEXT,
@@ -56,7 +57,7 @@ def read_answers(folder: Path) -> list[Sheet]:
 
     Raises UserError naming the file and what is wrong with it.
     """
-    return read_kept(folder / FILE, "answers", LARGEST_FILE, _read)
+    return read_kept(folder / FILE, CALLED, LARGEST_FILE, _read)
 
 
 def _read(text: str, tensors: Mapping[str, Tensor]) -> list[Sheet]:

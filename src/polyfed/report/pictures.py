@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from polyfed.data.schema import Form
-from polyfed.engine.pictures import FILE, LARGEST_SIDE, MOST_BYTES, MOST_INPUTS, MOST_SAMPLES, Sampled, Shown
+from polyfed.engine.pictures import CALLED, FILE, LARGEST_SIDE, MOST_BYTES, MOST_INPUTS, MOST_SAMPLES, Sampled, Shown
 from polyfed.report.entries import Entry
 from polyfed.report.kept_samples import read_kept
 
@@ -42,7 +42,7 @@ def read_pictures(folder: Path) -> list[Sampled]:
 
     Raises UserError naming the file and what is wrong with it.
     """
-    return read_kept(folder / FILE, "pictures", LARGEST_FILE, _read)
+    return read_kept(folder / FILE, CALLED, LARGEST_FILE, _read)
 
 
 def _read(text: str, tensors: Mapping[str, Tensor]) -> list[Sampled]:
