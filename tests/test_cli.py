@@ -512,6 +512,38 @@ def test_data_check(tmp_path: Path) -> None:
     assert "did you mean 'mnist'" in refused("data", "check", "mnits", *root)
 
 
+def test_data_check_reads_a_file_of_samples(tmp_path: Path) -> None:
+    image_library = pytest.importorskip("PIL.Image", reason="pictures need the extra polyfed[image]")
+
+    def said(image: str, **more: object) -> dict[str, object]:
+        turns = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "one"}]
+        return {"id": 1, "image": image, "conversations": turns, **more}
+
+    path = tmp_path / "mine.jsonl"
+    (tmp_path / "pictures").mkdir()
+    image_library.new("RGB", (4, 4)).save(tmp_path / "pictures/a.png")
+    samples = [said("a.png", task="vqa", split="train", client=i) for i in (1, 1, 2)] + [said("a.png")]
+    path.write_text("\n".join(map(json.dumps, samples)))
+    words = ["data", "check", str(path), "--images", str(tmp_path / "pictures")]
+    sound = call(*words)
+    assert sound.exit_code == 0
+    assert re.search(r"not named +not named +1 *\n +vqa +train +3 *\n", sound.stdout)
+    assert "clients: 2; their samples: 1 to 2\nsamples that name no client: 1\npictures: 1, " in sound.stdout
+    assert sound.stdout.endswith(f"{path}: sound\n")
+    missing = call(*words[:3])
+    assert missing.exit_code == 1
+    assert missing.stdout.endswith(
+        f"{path}: NOT SOUND\n  {path}, line 1, 'image': there is no file 'a.png' in {tmp_path}\n"
+    )
+    path.write_text("\n".join(json.dumps(said(f"{i}.png")) for i in range(22)))
+    assert call(*words).stdout.endswith(" 'image': there is no file '19.png' in " + words[-1] + "\n  and 2 more\n")
+    path.write_text(json.dumps(said("a.png", split="half")))
+    assert f"{path}, line 1, 'split'" in refused(*words)
+    assert "no such file" in refused("data", "check", str(tmp_path / "nowhere.json"))
+    assert "--images: " in refused(*words[:4], str(tmp_path / "nowhere"))
+    assert "--images goes with a file of samples" in refused("data", "check", "mnist", *words[3:])
+
+
 def test_data_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POLYFED_DATA", raising=False)
     assert "--root" in refused("data", "fetch", "mnist")

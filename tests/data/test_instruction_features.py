@@ -17,7 +17,7 @@ from polyfed.data.catalog import DATASETS
 from polyfed.data.feature_cache import FeatureCache
 from polyfed.data.instruction_checkpoint import Checkpoint, load_checkpoint
 from polyfed.data.instruction_pictures import PictureFile
-from polyfed.data.instructions import computed
+from polyfed.data.instruction_vision import computed
 from polyfed.errors import UserError
 
 

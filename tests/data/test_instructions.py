@@ -352,6 +352,35 @@ def test_what_is_malformed_is_named(case: str, tmp_path: Path) -> None:
         assert f"{path}, line 3, 'image'" in str(error.value)
 
 
+UNREAD: dict[str, tuple[Samples, dict[str, Any], str]] = {
+    "cut off": ('[{"id": 0', {}, "ends too early"),
+    "missing picture": ([sample(0), {**sample(1), "image": "pink.png"}], {}, "there is no file 'pink.png'"),
+    "no box": ([sample(0, "grounding")], {}, "is no box"),
+    "unknown task": ([sample(0)], {"metrics": {"mood": "vqa"}}, "unknown task 'mood'"),
+    "unknown metric": ([sample(0, "mood")], {}, "nothing says how answers"),
+    "nothing to train on": ([sample(0, split="test")], {}, "holds no sample to train on"),
+    "untrained task": ([sample(0), sample(1, "caption", split="test")], {}, "a task that is not trained"),
+    "untrained pictures": ([plain(0, "A?", "b"), sample(1, None, split="test")], {}, "no training sample has"),
+    "unnamed client": ([sample(0, client=1), sample(1)], {}, "other samples name their client"),
+    "dealt although named": ([sample(0, client=1)], {"samples": {"clients_per_task": 1}}, "name their clients"),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_is_wrong_with_files_is_told_before_the_checkpoint_is_read(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        pytest.fail("something heavy came first")
+
+    monkeypatch.setattr("polyfed.data.instructions.load_checkpoint", opened)
+    monkeypatch.setattr(PictureFile, "check", opened)
+    monkeypatch.setattr(PictureFile, "digest", opened)
+    samples, options, message = UNREAD[case]
+    with pytest.raises(UserError, match=message):
+        built(write(tmp_path, samples), **options)
+
+
 @pytest.mark.filterwarnings("ignore:.*will be removed in Click 9:DeprecationWarning")
 def test_a_malformed_file_is_one_message_of_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,27 +37,78 @@ def list_command(root: Root = None) -> None:
     out.print(table)
 
 
-@app.command("check", epilog="Examples:\n\npolyfed data check\n\npolyfed data check mnist --root data")
+@app.command(
+    "check",
+    epilog="Examples:\n\npolyfed data check\n\npolyfed data check mnist --root data\n\n"
+    "polyfed data check data/mine/instructions.json --images data/mine/images",
+)
 @guarded
 def check_command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Dataset; default: all that are there.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Dataset, or file of samples; default: all datasets that are there."),
+    ] = None,
     root: Root = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder of a file's pictures; default: that of the file."),
+    ] = None,
 ) -> None:
-    """Compare datasets with what was published; exit code 1 if one of them differs."""
+    """Compare datasets with what was published, or check your own samples.
+
+    NAME is a dataset of polyfed data list, or a file for instruction tuning
+    (.json or .jsonl, either may end in .gz). The exit code is 1 if a dataset
+    differs or a picture is missing, and 2 if a sample is malformed.
+    """
     from polyfed.data.check import check, status
+    from polyfed.data.conversation_check import SUFFIXES
     from polyfed.data.source import data_root
 
+    if name is not None and name.endswith(SUFFIXES):
+        _check_file(Path(name).expanduser(), images)
+        return
+    if images is not None:
+        raise UserError(f"--images goes with a file of samples, whose name ends in {', '.join(SUFFIXES)}")
     folder = data_root(str(root) if root else None)
     names = [each.name for each in status(folder) if each.found] if name is None else [name]
-    faulty = False
-    for each in names:
-        problems = check(each, folder)
-        faulty = faulty or bool(problems)
-        console().print(f"{each}: {'sound' if not problems else 'NOT SOUND'}")
-        for problem in problems:
-            console().print(f"  {problem}", soft_wrap=True)
-    if faulty:
+    sound = [_judge(each, check(each, folder)) for each in names]
+    if not all(sound):
         raise typer.Exit(FAILURE)
+
+
+def _check_file(path: Path, images: Path | None) -> None:
+    """Say what a file of samples holds and which pictures it lacks."""
+    from polyfed.data.conversation_check import check_conversations
+    from polyfed.data.source import existing_folder
+
+    found = check_conversations(path, None if images is None else existing_folder(str(images), "--images"))
+    out = console()
+    table = plain_table()
+    add_columns(table, "task", "split")
+    add_columns(table, "samples", right=True)
+    for (task, split), count in sorted(found.samples.items(), key=lambda each: [name or "" for name in each[0]]):
+        table.add_row(task or "not named", split or "not named", f"{count:,}")
+    out.print(table)
+    if clients := {name: count for name, count in found.clients.items() if name is not None}:
+        out.print(f"clients: {len(clients):,}; their samples: {min(clients.values()):,} to {max(clients.values()):,}")
+        if unnamed := found.clients[None]:
+            out.print(f"samples that name no client: {unnamed:,}")
+    out.print(f"pictures: {found.pictures:,}, of which missing or damaged: {len(found.problems):,}")
+    if not _judge(str(path), found.problems, SHOWN):
+        raise typer.Exit(FAILURE)
+
+
+SHOWN = 20  # problems with pictures; where a folder is wrong, there are as many as pictures
+
+
+def _judge(name: str, problems: Sequence[str], shown: int | None = None) -> bool:
+    """Print whether something is sound, and the first so many problems."""
+    console().print(f"{name}: {'sound' if not problems else 'NOT SOUND'}", soft_wrap=True)
+    for problem in problems[:shown]:
+        console().print(f"  {problem}", soft_wrap=True)
+    if shown is not None and len(problems) > shown:
+        console().print(f"  and {len(problems) - shown:,} more")
+    return not problems
 
 
 @app.command("fetch", epilog="Example: polyfed data fetch mnist --root data")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from polyfed.data.quiet_loading import without_bars
 from polyfed.errors import UserError
 
 IMAGES_AT_ONCE = 64
@@ -52,34 +51,45 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The processor and the vision tower of a LLaVA.
+    """The processor and the vision tower of a LLaVA; ``vision`` is the tower's configuration, ``path`` its place.
 
     Features are those of the tower's ``layer``, with its first token if ``whole``. A text has ``longest`` tokens at
     most; a longer one is refused, or with ``cut`` cut off at the end.
     """
 
+    path: str
     processor: Any
-    tower: Any
+    vision: Any
     layer: int
     whole: bool
     longest: int
     cut: bool = False
 
+    @cached_property
+    def tower(self) -> Any:
+        """The vision tower, on a GPU if there is one; loaded when it is first asked for, for it takes its time.
+
+        Raises UserError as ``load_tower``.
+        """
+        from polyfed.data.llava_tower import load_tower
+
+        found = load_tower(self.path)
+        return found.to("cuda") if torch.cuda.is_available() else found
+
     @property
     def tokens(self) -> int:
         """Image tokens of one picture."""
-        vision = self.tower.config
-        return int((vision.image_size // vision.patch_size) ** 2) + self.whole
+        return int((self.vision.image_size // self.vision.patch_size) ** 2) + self.whole
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of a picture's features: (tokens, features)."""
-        return self.tokens, int(self.tower.config.hidden_size)
+        return self.tokens, int(self.vision.hidden_size)
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """Shape of a picture's pixels: (3, height, width)."""
-        side = int(self.tower.config.image_size)
+        side = int(self.vision.image_size)
         return 3, side, side
 
     @property
@@ -229,29 +239,27 @@ def _last(tokens: Sequence[int], wanted: int) -> int:
 
 
 def load_checkpoint(path: str, longest: int, *, cut: bool = False) -> Checkpoint:
-    """Load the processor and the vision tower of a LLaVA, the latter in float32, on a GPU if there is one.
+    """Load the processor of a LLaVA; its vision tower is loaded when it is needed.
 
-    Raises UserError if one of them is missing, or the tokenizer has no padding or no end of sequence.
+    Raises UserError if it is no LLaVA, has no processor, or if the tokenizer has no padding or no end of sequence.
     """
     try:
-        from transformers import LlavaForConditionalGeneration, LlavaProcessor
+        from transformers import LlavaConfig, LlavaProcessor
     except ImportError as error:
         raise UserError(f"instructions need transformers ({error}): pip install 'polyfed[mllm]'") from error
     local = Path(path).is_dir()
     try:
         processor = LlavaProcessor.from_pretrained(path, local_files_only=local)
-        with without_bars():
-            model = LlavaForConditionalGeneration.from_pretrained(path, use_safetensors=True, local_files_only=local)
+        config = LlavaConfig.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"data.checkpoint: {path!r} cannot be loaded as a LLaVA with its processor ({error}); give a folder as "
             "save_pretrained writes it, or a name on the hub"
         ) from error
-    whole, layer = model.config.vision_feature_select_strategy == "full", model.config.vision_feature_layer
+    whole, layer = config.vision_feature_select_strategy == "full", config.vision_feature_layer
     if not isinstance(layer, int):
         raise UserError(f"data.checkpoint: {path!r} takes features from the layers {layer}; one layer is supported")
     for name in ("pad_token", "eos_token"):
         if getattr(processor.tokenizer, name) is None:
             raise UserError(f"data.checkpoint: the tokenizer of {path!r} has no {name}")
-    tower = model.model.vision_tower.eval().float()
-    return Checkpoint(processor, tower.to("cuda") if torch.cuda.is_available() else tower, layer, whole, longest, cut)
+    return Checkpoint(path, processor, config.vision_config, layer, whole, longest, cut)

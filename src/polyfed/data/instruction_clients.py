@@ -30,7 +30,7 @@ class FieldTables:
 
 
 def fields_of(samples: Samples, tasks: Sequence[str], clients_per_task: int | None, seed: int) -> FieldTables:
-    """Return the fields of the tables. Raises UserError where only some samples of a table name a client."""
+    """Return the fields of the tables. Raises UserError as ``named_clients``, and where pictures are too few."""
     number = {task: i for i, task in enumerate(tasks)}
     pictures = _pictures(samples)
     tables: list[dict[str, Tensor]] = [
@@ -38,10 +38,8 @@ def fields_of(samples: Samples, tasks: Sequence[str], clients_per_task: int | No
         for i, part in enumerate(samples.parts)
     ]
     labels = {TASK: tuple(tasks)}
-    names = [_clients(part) for part in samples.parts]
+    names = named_clients(samples, clients_per_task)
     if clients_per_task is not None:
-        if any(names):
-            raise UserError("data.samples.clients_per_task: the samples name their clients ('client'); leave it out")
         for i, part in enumerate(samples.parts):
             tables[i][CLIENT] = _dealt(part, tables[i][PICTURE], tasks, clients_per_task, seed, needed=i == 0)
         labels[CLIENT] = tuple(f"{task} {i}" for task in tasks for i in range(clients_per_task))
@@ -53,6 +51,17 @@ def fields_of(samples: Samples, tasks: Sequence[str], clients_per_task: int | No
                 table[CLIENT] = torch.tensor([known[name] for name in held])
     train = tables[0][PICTURE]
     return FieldTables(tables, labels, len(np.unique(train.numpy())) < len(train))
+
+
+def named_clients(samples: Samples, clients_per_task: int | None) -> list[list[str]]:
+    """Return the client of each row of each table; an empty list for a table without any.
+
+    Raises UserError where only some samples of a table name one, and where they do although they are to be dealt.
+    """
+    found = [_clients(part) for part in samples.parts]
+    if clients_per_task is not None and any(found):
+        raise UserError("data.samples.clients_per_task: the samples name their clients ('client'); leave it out")
+    return found
 
 
 def _pictures(samples: Samples) -> list[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,16 +44,26 @@ class PictureFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror or error} ({self.place})") from error
 
+    def check(self) -> None:
+        """Look at the file without decoding it. Raises UserError as ``opened``, which may find more."""
+        with self._reading() as image:
+            image.verify()
+
     def opened(self) -> Any:
         """Return the picture in its own size, RGB. Raises UserError naming the file and place if it is none."""
         return self._opened(None)
 
     def _opened(self, largest: int | None) -> Any:
+        with self._reading() as image:
+            if largest is not None:
+                image.thumbnail((largest, largest))
+            return image.convert("RGB")
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
         try:
             with opened_image(self.path) as image:
-                if largest is not None:
-                    image.thumbnail((largest, largest))
-                return image.convert("RGB")
+                yield image
         except UserError as error:
             raise UserError(f"{error} ({self.place})") from error
         except (OSError, ValueError, SyntaxError) as error:

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 from polyfed.data.boxes import parse_box
 from polyfed.data.conversation_files import read_conversations
 from polyfed.data.conversations import Conversation, Split
-from polyfed.data.instruction_checkpoint import Checkpoint
+from polyfed.data.instruction_checkpoint import Checkpoint, Encoded
 from polyfed.data.instruction_columns import Packing
 from polyfed.data.instruction_pictures import PictureFile
 from polyfed.data.instruction_table import Rows
 from polyfed.data.samples import Asked
-from polyfed.errors import UserError
+from polyfed.errors import UserError, unknown
 
 TextMetric = Literal["caption", "choice", "grounding", "text", "vqa"]
 METRICS: Mapping[str, TextMetric] = {
@@ -58,7 +58,8 @@ class Part:
 class Samples:
     """All samples: the rows to train on and to test on, the distinct pictures, and the tasks answered by letters.
 
-    ``pictures`` are by the SHA-256 of their files; equal files are one picture.
+    ``pictures`` are by the SHA-256 of their files; equal files are one picture. Where texts are not encoded, pictures
+    are not read either, and their paths stand for them.
     """
 
     train: Part = field(default_factory=Part)
@@ -72,17 +73,22 @@ class Samples:
         """The tables there are."""
         return (self.train, self.test) if self.test.tasks else (self.train,)
 
-    def add(self, said: Conversation, file: PictureFile | None, place: str, part: Part, task: str) -> None:
-        """Note a sample, whose text is packed already."""
+    def add(
+        self, said: Conversation, file: PictureFile | None, place: str, part: Part, task: str, text: Encoded | None
+    ) -> None:
+        """Note a sample; ``text`` is what is made of it, None where texts are not encoded."""
+        if text is not None:
+            part.packing.add(text)
         part.asked.append(Asked(said.instruction, references(said), file))
         part.tasks.append(task)
         part.clients.append(said.client)
-        part.pictures.append(None if file is None else self._digest(file))
+        part.pictures.append(None if file is None else str(file.path) if text is None else self._digest(file))
         part.places.append(place)
         self.lettered[task] = self.lettered.get(task, True) and 0 < len(said.choices) <= MOST_LETTERS
 
     def _digest(self, file: PictureFile) -> str:
         if file.path not in self._digests:
+            file.check()
             self._digests[file.path] = file.digest()
             self.pictures.setdefault(self._digests[file.path], file)
         return self._digests[file.path]
@@ -95,7 +101,7 @@ def references(said: Conversation) -> tuple[str, ...]:
 
 def read_samples(
     sources: Iterable[Source],
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     *,
     task: str,
     metrics: Mapping[str, str],
@@ -105,7 +111,8 @@ def read_samples(
 
     Of a training file, samples of the splits ``test_splits`` are for the test; of a test file that has any, only these
     are. Samples without a task have the task ``task``. A sample of which nothing is left to learn once it is cut is
-    passed over. Raises UserError naming the file, the line and the field for whatever is wrong with a sample.
+    passed over. Without a checkpoint, texts are not encoded and no picture is opened: this finds at once what is wrong
+    with the files alone. Raises UserError naming the file, the line and the field for whatever is wrong with a sample.
     """
     found = Samples()
     for source in sources:
@@ -119,12 +126,15 @@ def read_samples(
             boxed = metrics.get(name, METRICS.get(name)) == "grounding"
             if boxed:
                 _check_box(said, place)
-            turns = (said.instruction, *(turn.text for turn in said.turns[1:]))
-            encoded = checkpoint.encoded(turns, said.image is not None, f"{place}, 'conversations'")
-            if encoded.answers:
-                part.packing.add(encoded)
-                found.add(said, _picture(said, source, place, boxed), place, part, name)
+            text = None if checkpoint is None else _encoded(said, checkpoint, place)
+            if text is None or text.answers:
+                found.add(said, _picture(said, source, place, boxed), place, part, name, text)
     return found
+
+
+def _encoded(said: Conversation, checkpoint: Checkpoint, place: str) -> Encoded:
+    turns = (said.instruction, *(turn.text for turn in said.turns[1:]))
+    return checkpoint.encoded(turns, said.image is not None, f"{place}, 'conversations'")
 
 
 def _only_tests(source: Source, test_splits: Collection[Split]) -> Collection[Split] | None:
@@ -150,8 +160,11 @@ def _check_box(said: Conversation, place: str) -> None:
 def judged(samples: Samples, metrics: Mapping[str, str]) -> dict[str, str]:
     """Return how each task is judged, sorted by task: as told, else as the task's name says.
 
-    Raises UserError for a task of which neither says it.
+    Raises UserError for a task of which neither says it, and where no sample is of a task that is told.
     """
+    for task in metrics:
+        if task not in samples.lettered:
+            raise unknown("task", task, samples.lettered, place="data.metrics")
     return {task: _metric(task, samples.lettered[task], metrics) for task in sorted(samples.lettered)}
 
 

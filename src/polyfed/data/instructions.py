@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
-from polyfed.data.columns import LoadedColumn
 from polyfed.data.conversation_rules import TASK as TASK_NAME
 from polyfed.data.conversations import Split
 from polyfed.data.dataset import Dataset, Root
-from polyfed.data.feature_cache import FeatureCache, FeatureType
+from polyfed.data.feature_cache import FeatureType
 from polyfed.data.instruction_checkpoint import Checkpoint, load_checkpoint
-from polyfed.data.instruction_clients import PICTURE, fields_of
-from polyfed.data.instruction_pictures import PictureFile, padded
+from polyfed.data.instruction_clients import PICTURE, fields_of, named_clients
 from polyfed.data.instruction_samples import Part, Samples, Source, TextMetric, judged, read_samples
-from polyfed.data.instruction_table import schema_of
+from polyfed.data.instruction_table import Vision, schema_of
+from polyfed.data.instruction_vision import feature_columns, pixel_columns
 from polyfed.data.source import existing_folder
 from polyfed.errors import UserError, unknown
 from polyfed.registry import Located, Options
@@ -66,7 +62,7 @@ SAMPLES, PICTURES = SampleOptions(), PictureOptions()
 FEATURES = "features"
 
 
-def instructions(
+def instructions(  # noqa: PLR0913 - each is an option of the dataset
     root: Root,
     *,
     train: Annotated[Files, Field(description="file or list of files of samples; relative to the working directory")],
@@ -89,6 +85,9 @@ def instructions(
     features: Annotated[
         Located | None, Field(description="folder where features of pictures are kept; null: in the data folder")
     ] = None,
+    vision: Annotated[
+        Vision, Field(description="give models what the vision tower makes of pictures, or pixels, to train the tower")
+    ] = "features",
     samples: Annotated[SampleOptions, Field(description="how samples are taken")] = SAMPLES,
     pictures: Annotated[PictureOptions, Field(description="how pictures are taken")] = PICTURES,
 ) -> Dataset:
@@ -96,28 +95,36 @@ def instructions(
 
     Each sample's ``task`` is its language task and its ``client`` the field ``client``; docs/datasets.md describes the
     files. All answers of a conversation are learned; what is judged is the answer to the first question. What the
-    vision tower makes of a picture is computed once and kept in ``features``, by content.
+    vision tower makes of a picture is computed once and kept in ``features``, by content; pixels are read from the
+    pictures whenever they are needed.
 
     Raises UserError naming the file, line and field for whatever does not fit.
     """
     sources = [*_sources(train, images, "train"), *_sources(test or [], images, "test")]
+
+    def read(found: Checkpoint | None) -> tuple[Samples, dict[str, str]]:
+        taken = read_samples(sources, found, task=samples.task, metrics=metrics, test_splits=samples.test_splits)
+        judges = judged(taken, metrics)
+        check_parts(taken)
+        named_clients(taken, samples.clients_per_task)
+        return taken, judges
+
+    read(None)  # what is wrong with the files themselves is told before anything that takes time
     found = load_checkpoint(checkpoint, longest, cut=samples.too_long == "cut")
-    taken = read_samples(sources, found, task=samples.task, metrics=metrics, test_splits=samples.test_splits)
-    for name in metrics:
-        if name not in taken.lettered:
-            raise unknown("task", name, taken.lettered, place="data.metrics")
-    judges = judged(taken, metrics)
-    check_parts(taken)
+    taken, judges = read(found)
     check_frame(judges, taken, found, pictures.pad)
-    folder = _feature_folder(root, features, sources[0].file)
-    held = feature_columns(taken, found, folder, pictures)
     fields = fields_of(taken, tuple(judges), samples.clients_per_task, samples.seed)
+    if vision == "pixels":
+        held = pixel_columns(taken, found, pictures.pad)
+    else:
+        folder = _feature_folder(root, features, sources[0].file)
+        held = feature_columns(taken, found, folder, pictures.pad, pictures.feature_type)
     length = max(part.packing.longest for part in taken.parts)
     tables = [
         part.rows.table(tuple(judges), length, found.processor.tokenizer.pad_token_id, column, table)
         for part, column, table in zip(taken.parts, held, fields.tables, strict=True)
     ]
-    modalities, tasks = schema_of(found, length, judges, pictures=bool(taken.pictures))
+    modalities, tasks = schema_of(found, length, judges, pictures=bool(taken.pictures), vision=vision)
     return Dataset(
         "instructions",
         modalities,
@@ -127,23 +134,6 @@ def instructions(
         unit=PICTURE if fields.repeated else None,
         field_labels=fields.labels,
     )
-
-
-def feature_columns(
-    samples: Samples, found: Checkpoint, folder: Path, options: PictureOptions
-) -> list[LoadedColumn | None]:
-    """Return the features of each table's pictures, computing those that are not kept yet; None without pictures."""
-    if not samples.pictures:
-        return [None for _ in samples.parts]
-    cache = FeatureCache(folder, _tower(found, options.pad), found.shape, options.feature_type)
-    cache.complete({digest: partial(computed, found, file, options.pad) for digest, file in samples.pictures.items()})
-    return [cache.column(part.pictures) for part in samples.parts]
-
-
-def computed(found: Checkpoint, file: PictureFile, pad: bool) -> Tensor:
-    """Return the features of one picture; it goes through the tower alone, so that they depend on no other."""
-    image = file.opened()
-    return found.seen([padded(image, _mean_colour(found)) if pad else image])[0]
 
 
 def check_parts(samples: Samples) -> None:
@@ -185,13 +175,3 @@ def _feature_folder(root: Root, features: str | None, beside: Path) -> Path:
     if features is not None:
         return Path(features)
     return (beside.parent if root is None else root) / FEATURES
-
-
-def _tower(found: Checkpoint, pad: bool) -> str:
-    return hashlib.sha256(f"{found.digest} {pad}".encode()).hexdigest()
-
-
-def _mean_colour(found: Checkpoint) -> tuple[int, int, int]:
-    mean: Sequence[Any] = found.processor.image_processor.image_mean
-    red, green, blue = (int(255 * share) for share in mean)
-    return red, green, blue
