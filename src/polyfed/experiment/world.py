@@ -14,6 +14,7 @@ import torch
 
 from polyfed.data.catalog import DATASETS
 from polyfed.data.dataset import Dataset
+from polyfed.data.schema import Task
 from polyfed.data.source import data_root
 from polyfed.engine.batching import Rule
 from polyfed.engine.loop import Loop, Plan, with_components
@@ -99,6 +100,7 @@ def build_world(experiment: Experiment) -> World:
     everything = federation.modalities
     if scenario.keep is not None:
         federation = kept(federation, scenario.keep)
+    check_unimodal(experiment, federation.tasks)
     dropped = everything.keys() - federation.modalities.keys()
     participation = 1.0
     if experiment.method.name in POOLED:
@@ -144,6 +146,15 @@ def check_validation(experiment: Experiment) -> None:
         raise UserError(
             f"scenario.validation is 0, but the method {experiment.method.name!r} weights heads and clients by their "
             "validation samples; keep a share for that, such as 0.1"
+        )
+
+
+def check_unimodal(experiment: Experiment, tasks: Mapping[str, Task]) -> None:
+    """Refuse to judge single modalities where there is nothing to judge them by."""
+    if experiment.engine.unimodal and not any(task.kind == "classification" for task in tasks.values()):
+        raise UserError(
+            "engine.unimodal: judges classes told from one modality alone, but none of the tasks "
+            f"{', '.join(tasks)} is a classification; set it to false"
         )
 
 

@@ -107,7 +107,12 @@ class Pilot:
         return {PARAMETERS: moved}
 
     def deploy(self, state: PilotState, card: Card) -> Tensors:
-        """Return the adapters of all tasks, as a client holds them, and its text adapter."""
+        """Return the adapters of all tasks, as a client holds them, and its text adapter.
+
+        Nothing for who is no client: there is no text adapter that would be everybody's.
+        """
+        if card.id not in state.texts:
+            return {}
         return {**self._visual(state, card, others=True), **state.texts[card.id]}
 
     def _visual(self, state: PilotState, card: Card, *, others: bool) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def coefficients(apart: Tensor, examples: Sequence[int], neighbours: int, rule: 
     the nearest others count (fewer where there are fewer others; the earlier of equally near ones). With w the inverse
     distances of the neighbours, scaled to sum 1, own and neighbours' parts are as n_k : n_k' w_k' (``convex``: scaled
     to sum 1; ``printed``: divided by the samples of all of them, as in equation 12) or as n_k : n_k' M w_k'
-    (``mean_one``, scaled to sum 1).
+    (``mean_one``, scaled to sum 1). A client keeps its own where neither it nor its neighbours have samples.
     """
     count = len(examples)
     chosen = min(neighbours, count - 1)
@@ -64,6 +64,9 @@ def coefficients(apart: Tensor, examples: Sequence[int], neighbours: int, rule: 
     found = torch.zeros(count, count, dtype=torch.float64)
     for client in range(count):
         near = nearest(apart[client], client, chosen)
+        if not sizes[[client, *near]].any():
+            found[client, client] = 1
+            continue
         inverse = 1 / apart[client, near].clamp(min=LEAST_DISTANCE)
         share = inverse / inverse.sum() if chosen else inverse
         found[client, client] = sizes[client]

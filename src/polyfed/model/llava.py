@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfed.data.schema import Modality, Task
+from polyfed.errors import UserError
 from polyfed.model.adapter_names import (
     CLIENT,
     CONNECTOR,
@@ -33,7 +34,7 @@ from polyfed.model.adapter_names import (
 from polyfed.model.adapter_weights import AdapterMixing
 from polyfed.model.connectors import COMMON, Mixture, Pair, RouterLevel, Single
 from polyfed.model.llava_base import LlavaBase, LoraSizes, add_lora
-from polyfed.model.llava_model import LlavaModel
+from polyfed.model.llava_model import TEXT, LlavaModel
 from polyfed.model.vision_adapters import Between, VisionAdapter, VisionRouter, adapted_blocks, layer_of
 from polyfed.rng import seeded, torch_generator
 
@@ -74,7 +75,15 @@ class Llava:
         return self.base.frozen
 
     def components(self, modalities: Collection[str], tasks: Collection[str]) -> tuple[str, ...]:
-        """Name the components that a client with these tasks uses, sorted. Pilot's clients have one task each."""
+        """Name the components that a client with these tasks uses, sorted. Pilot's clients have one task each.
+
+        Raises UserError for a client without texts: in them are the questions and the answers.
+        """
+        if modalities and TEXT not in modalities:
+            raise UserError(
+                f"model llava: a client with {', '.join(sorted(modalities))} alone has no questions and answers; "
+                f"choose scenario.modalities and selections that leave every client its {TEXT!r}"
+            )
         if self.parts is None:
             mixing = [MIXING] if set(self.texts) == {LORA, PERSONAL_LORA} else []
             return tuple(sorted([CONNECTOR, *self.texts, *mixing]))

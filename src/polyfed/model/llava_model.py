@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polyfed.data.samples import Batch
 from polyfed.data.schema import IGNORED
+from polyfed.errors import UserError
 from polyfed.model.adapter_names import MIXING
 from polyfed.model.adapter_weights import (
     AdaptedLayers,
@@ -32,8 +33,9 @@ class LlavaModel(nn.Module):
 
     Batches hold token ids ``text`` (batch, length) padded on the right and, for samples with a picture, ``image``
     (batch, tokens, features), what the vision tower makes of it, or its pixels (batch, 3, height, width). Predictions
-    of a task are logits (batch, length up to the longest sample's, vocabulary). The features ``text`` (batch, width)
-    embed the prompt: the last hidden state of the last token before the answer.
+    of a task are logits (batch, length up to the longest sample's, vocabulary). Where a sample's picture is taken away,
+    the marks that its text has for it are passed over, as if they were not written. The features ``text`` (batch,
+    width) embed the prompt: the last hidden state of the last token before the answer.
 
     Several text adapters are weighed as the batch says (``weighted``), else by the ``mixing``, else by default
     (``default_weights``).
@@ -81,11 +83,11 @@ class LlavaModel(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Predict every position's next token."""
-        tokens = trimmed(batch.inputs[TEXT], self._base.padding)
+        tokens = trimmed(self._texts(batch), self._base.padding)
         embedded, connected = self.embedded(tokens, batch)
-        asked = self._asked(tokens, batch, list(batch.targets))
-        self._weigh(batch, tokens, embedded, asked)
-        hidden = self._read(tokens, embedded)
+        asked, seen = self._asked(tokens, batch, list(batch.targets)), self._seen_tokens(tokens, batch)
+        self._weigh(batch, seen, embedded, asked)
+        hidden = self._read(seen, embedded)
         logits: Tensor = self._twin[0].lm_head(hidden)
         tasks = list(batch.labelled) or []
         inner = self._inner(connected) if connected is not None else {}
@@ -101,10 +103,30 @@ class LlavaModel(nn.Module):
                 found[f"logits.{place}"] = layer.made.logits
         return found
 
-    def _read(self, tokens: Tensor, embedded: Tensor) -> Tensor:
-        """Return the language model's last hidden states (batch, length, width)."""
-        seen = tokens != self._base.padding
-        read = self._twin[0].model(inputs_embeds=embedded, attention_mask=seen.long(), use_cache=False)
+    def _texts(self, batch: Batch) -> Tensor:
+        """Return the token ids. Raises UserError where a sample has none: it was taken away."""
+        if TEXT not in batch.everywhere and not (TEXT in batch.present and bool(batch.present[TEXT].all())):
+            raise UserError(
+                f"model llava: there are samples without their {TEXT!r}, in which questions and answers are; choose "
+                f"scenario.modalities that leave every sample its {TEXT!r}"
+            )
+        return batch.inputs[TEXT]
+
+    def _seen_tokens(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Return which tokens (batch, length) are read: not padding, and no marks of pictures that are not here."""
+        marks = tokens == self._base.image_token
+        if IMAGE in batch.inputs and IMAGE in batch.everywhere:
+            marks = torch.zeros_like(marks)
+        elif IMAGE in batch.inputs:
+            marks = marks & ~batch.present[IMAGE].unsqueeze(1)
+        return (tokens != self._base.padding) & ~marks
+
+    def _read(self, seen: Tensor, embedded: Tensor) -> Tensor:
+        """Return the language model's last hidden states (batch, length, width) where tokens are ``seen``."""
+        places = (seen.long().cumsum(1) - 1).clamp(min=0)
+        read = self._twin[0].model(
+            inputs_embeds=embedded, attention_mask=seen.long(), position_ids=places, use_cache=False
+        )
         hidden: Tensor = read.last_hidden_state
         return hidden
 
@@ -117,7 +139,7 @@ class LlavaModel(nn.Module):
             lengths = torch.minimum(lengths, first)
         return lengths
 
-    def _weigh(self, batch: Batch, tokens: Tensor, embedded: Tensor, asked: Tensor) -> None:
+    def _weigh(self, batch: Batch, seen: Tensor, embedded: Tensor, asked: Tensor) -> None:
         """Weigh the text adapters for what follows."""
         weights = given_weights(batch)
         mixing = self._modules.get(MIXING)
@@ -126,7 +148,7 @@ class LlavaModel(nn.Module):
             if not mixing.fixed:
                 self._layers.weigh(mixed(torch.ones(())))
                 with torch.no_grad():
-                    prompts = last(self._read(tokens, embedded), asked)
+                    prompts = last(self._read(seen, embedded), asked)
             weights = mixed(mixing.own(prompts))
         self._layers.weigh(weights or self._default, detached_in(batch))
 
@@ -143,11 +165,12 @@ class LlavaModel(nn.Module):
     @torch.no_grad()
     def write(self, batch: Batch, task: str) -> list[str]:
         """Return the answer to each sample's instruction: what stands before the answer of its target."""
-        tokens = batch.inputs[TEXT]
-        asked = self._asked(tokens, batch, [task])
+        tokens = self._texts(batch)
+        asked, seen = self._asked(tokens, batch, [task]), self._seen_tokens(tokens, batch)
         embedded, _ = self.embedded(tokens, batch)
-        self._weigh(batch, tokens, embedded, asked)
-        embedded, seen = on_the_right(embedded, asked)
+        self._weigh(batch, seen, embedded, asked)
+        before = torch.arange(tokens.shape[1], device=tokens.device) < asked.unsqueeze(1)
+        embedded, seen = on_the_right(embedded, seen & before)
         written = self._twin[0].generate(
             inputs_embeds=embedded, attention_mask=seen.long(), max_new_tokens=self._answer_tokens, do_sample=False
         )
@@ -164,7 +187,7 @@ class LlavaModel(nn.Module):
         if not len(features):
             return values, None
         connected: Connected = self._connected[0](self._seen(features))
-        marks = tokens == self._base.image_token
+        marks = (tokens == self._base.image_token) & here.unsqueeze(1)
         return values.masked_scatter(marks.unsqueeze(-1), connected.image.to(values.dtype)), connected
 
     def _seen(self, images: Tensor) -> Tensor:
@@ -182,12 +205,12 @@ def last(hidden: Tensor, lengths: Tensor) -> Tensor:
     return hidden.gather(1, places).squeeze(1)
 
 
-def on_the_right(embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the first ``lengths`` (batch,) positions of (batch, length, width) to the right, and say where they are."""
-    longest = int(lengths.max())
-    places = torch.arange(longest, device=lengths.device) - (longest - lengths).unsqueeze(1)
-    seen = places >= 0
-    moved = embedded.gather(1, places.clamp(min=0).unsqueeze(-1).expand(-1, -1, embedded.shape[-1]))
+def on_the_right(embedded: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the positions of (batch, length, width) that are ``wanted`` to the right, and say where they are."""
+    longest = int(wanted.sum(1).max())
+    order = torch.argsort(wanted.long(), dim=1, stable=True)[:, wanted.shape[1] - longest :]
+    moved = embedded.gather(1, order.unsqueeze(-1).expand(-1, -1, embedded.shape[-1]))
+    seen = wanted.gather(1, order)
     return moved * seen.unsqueeze(-1), seen
 
 
