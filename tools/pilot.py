@@ -123,6 +123,7 @@ def experiment_of(plan: Plan) -> Experiment:
         "data.seed": plan.changes.get("seed", 0),
         "data.test_examples": TESTS,
         "engine.evaluate_every": ROUNDS,
+        "engine.diagnostics": False,
     }
     return config.load(EXAMPLE, {**plan.changes, **fixed})
 

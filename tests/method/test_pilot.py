@@ -279,6 +279,35 @@ def test_workers_change_no_bit(path: str) -> None:
     assert (alone.digest, alone.personal_digest) == (two.digest, two.personal_digest)
 
 
+def test_one_task_and_two_clients_without_their_own_adapters_are_federated_averaging(path: str) -> None:
+    """Property 36: both stages are then a round of FedAvg each, with the learning rate of the stage."""
+    one = {
+        "data.tasks": ["vqa"],
+        "scenario.clients": 2,
+        "scenario.partition": {"name": "iid"},
+        "train.optimizer": "sgd",
+        "train.lr": 0.05,
+        "train.batch_size": 32,  # all samples at once: their order, which differs, does not matter
+        "data.examples": 7,
+        "engine.evaluate_every": 100,
+    }
+    rounds = 2
+    apart = {"model.pilot.client_adapter": False, "method.second_lr": 0.05, "rounds": rounds}
+    _, ours = ran(path, {**one, **apart})
+    world, theirs = ran(path, {**one, "method.name": "fedavg", "rounds": 2 * rounds})
+    sizes = [card.examples for card in world.federation.cards.values()]
+    assert len(sizes) == 2
+    assert sizes[0] != sizes[1], "weights by samples must not be even"
+    first = world.architecture.initial(0)
+    named = {name.replace("task_adapter.vqa.", "connector."): value for name, value in ours.state.adapters.items()}
+    for text in ours.state.texts.values():
+        found = {**named, **text}
+        assert found.keys() == theirs.state.parameters.keys()
+        for name, value in theirs.state.parameters.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6)
+    assert any((value - first[name]).abs().max() > 1e-3 for name, value in theirs.state.parameters.items())
+
+
 def test_who_does_not_take_part_keeps_its_text_adapter(path: str) -> None:
     _, outcome = ran(path, {"rounds": 1, "select": {"name": "round_robin", "clients": 2}})
     first = build_world(experiment(path)).architecture.initial(0)
@@ -299,12 +328,29 @@ def test_a_lost_client_is_left_out(path: str) -> None:
     assert all(torch.equal(value, first[name]) for name, value in outcome.state.texts[0].items())
 
 
+ALONE = {"model.pilot.client_adapter": False}
+IDLE: list[tuple[dict[str, object], str, object, str]] = [
+    (ALONE, "method.client_init_noise", 0.1, "client_adapter"),
+    (ALONE, "method.difference", {"weight": 0.5}, "client_adapter"),
+    ({"model.pilot.cross_task": "none"}, "method.cross_task_init", "random", "cross_task"),
+    ({"method.text.aggregate": "all"}, "method.text.neighbours", 3, "aggregate is all"),
+    ({"method.text.aggregate": "same_task"}, "method.text.weights", "printed", "aggregate is same_task"),
+    ({}, "model.pilot.tower_scale", 1.0, "tower is false"),
+    ({"method.name": "fedavg"}, "model.pilot", {"combine_scale": 0.5}, "other adapters"),
+    ({"method.name": "local"}, "model.pilot", {"tower": True}, "other adapters"),
+]
+
+
 def mistakes() -> list[tuple[dict[str, object], str]]:
     two = {"groups": [{"clients": 9, "modalities": ["image", "text"], "tasks": ["vqa", "caption"]}], "validation": 0}
     return [
         ({"scenario": two}, "each client must have one"),
         ({"select": {"name": "divfl", "clients": 2}}, "all, random or round_robin"),
         ({"model.adapters": "one"}, "adapters: pilot"),
+        *[
+            ({**changes, option: value}, rf"^{option}: has no effect, because .*{why}")
+            for changes, option, value, why in IDLE
+        ],
     ]
 
 

@@ -49,6 +49,18 @@ def test_the_nearest_are_chosen_and_the_earlier_of_equals() -> None:
     assert nearest(apart, 0, 3) == [4, 2, 1]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_clients_without_samples_change_nobody_and_lose_nothing(rule: TextWeights) -> None:
+    alone = coefficients(torch.zeros(1, 1, dtype=torch.float64), [0], 6, rule)
+    assert alone.tolist() == [[1.0]]
+    apart = torch.tensor([[0.0, 1, 3], [1, 0, 3], [3, 3, 0]], dtype=torch.float64)
+    parts = coefficients(apart, [0, 0, 4], 1, rule)
+    assert parts[:2].tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert parts[2, 2] == 1
+    assert coefficients(apart, [0, 5, 4], 0, rule).tolist() == torch.eye(3).tolist()
+    assert coefficients(apart, [0, 5, 4], 2, rule).isfinite().all()
+
+
 def test_golden_coefficients() -> None:
     # client 0: neighbours 1 (distance 1) and 2 (distance 3): w = 3/4, 1/4; n = 2, 4, 8
     apart = torch.tensor([[0.0, 1, 3, 9], [1, 0, 3, 9], [3, 3, 0, 9], [9, 9, 9, 0]], dtype=torch.float64)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from polyfed.data.checkpoint_place import checkpoint_place
 from polyfed.errors import UserError
 
 IMAGES_AT_ONCE = 64
@@ -247,14 +247,14 @@ def load_checkpoint(path: str, longest: int, *, cut: bool = False) -> Checkpoint
         from transformers import LlavaConfig, LlavaProcessor
     except ImportError as error:
         raise UserError(f"instructions need transformers ({error}): pip install 'polyfed[mllm]'") from error
-    local = Path(path).is_dir()
+    place = checkpoint_place(path, "data.checkpoint")
     try:
-        processor = LlavaProcessor.from_pretrained(path, local_files_only=local)
-        config = LlavaConfig.from_pretrained(path, local_files_only=local)
+        processor = LlavaProcessor.from_pretrained(place.name, local_files_only=place.local)
+        config = LlavaConfig.from_pretrained(place.name, local_files_only=place.local)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"data.checkpoint: {path!r} cannot be loaded as a LLaVA with its processor ({error}); give a folder as "
-            "save_pretrained writes it, or a name on the hub"
+            "save_pretrained writes it"
         ) from error
     whole, layer = config.vision_feature_select_strategy == "full", config.vision_feature_layer
     if not isinstance(layer, int):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from polyfed.data.checkpoint_place import HUB
 from polyfed.data.conversation_rules import TASK as TASK_NAME
 from polyfed.data.conversations import Split
 from polyfed.data.dataset import Dataset, Root
@@ -23,11 +24,7 @@ from polyfed.registry import Located, Options
 
 
 def _folder_or_name(named: str) -> str:
-    try:
-        path = Path(named).expanduser()
-        return str(path.absolute()) if path.is_dir() else named
-    except (OSError, RuntimeError):
-        return named
+    return named if named.startswith(HUB) else str(Path(named).expanduser().absolute())
 
 
 Files = Located | Annotated[list[Located], Field(min_length=1)]
@@ -69,7 +66,7 @@ def instructions(  # noqa: PLR0913 - each is an option of the dataset
     checkpoint: Annotated[
         str,
         AfterValidator(_folder_or_name),
-        Field(description="folder of a LLaVA or its name on a hub: its tokenizer and its vision tower"),
+        Field(description="folder of a LLaVA, or hf://owner/name on the hub: its tokenizer and its vision tower"),
     ],
     test: Annotated[
         Files | None, Field(description="the same for the test; null: the samples of train whose split is for it")

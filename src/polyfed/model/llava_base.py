@@ -6,12 +6,12 @@ import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from polyfed.data.checkpoint_place import checkpoint_place
 from polyfed.data.quiet_loading import without_bars
 from polyfed.errors import UserError
 from polyfed.rng import seeded
@@ -71,24 +71,24 @@ class LlavaBase:
 
 
 def load_base(path: str, weights: Weights = "float32", checkpointing: bool = False) -> LlavaBase:
-    """Load a LLaVA from a checkpoint folder, or by its name on the hub, and freeze it.
+    """Load a LLaVA from where ``checkpoint_place`` says, and freeze it.
 
     Weights are read from safetensors only; with ``4bit`` the language model's layers are held as NF4 (QLoRA, Dettmers
     et al., 2023) and the rest in bfloat16. Raises UserError if an extra is missing or ``path`` is no LLaVA.
     """
     transformers = libraries()
-    local = Path(path).is_dir()
+    place = checkpoint_place(path, "model.path")
     held = four_bits(transformers) if weights == "4bit" else {"dtype": getattr(torch, weights)}
     try:
         with without_bars():
             model = transformers.LlavaForConditionalGeneration.from_pretrained(
-                path, **held, use_safetensors=True, local_files_only=local
+                place.name, **held, use_safetensors=True, local_files_only=place.local
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place.name, local_files_only=place.local)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model.path: {path!r} cannot be loaded as a LLaVA ({error}); give a folder with config.json and "
-            "safetensors of a LlavaForConditionalGeneration, or its name on the hub"
+            "safetensors of a LlavaForConditionalGeneration"
         ) from error
     return frozen(model, tokenizer, path, checkpointing)
 

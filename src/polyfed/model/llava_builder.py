@@ -57,7 +57,7 @@ def llava(
     modalities: Mapping[str, Modality],
     tasks: Mapping[str, Task],
     *,
-    path: Annotated[str, Field(description="checkpoint folder of a LLaVA, or its name on a hub")],
+    path: Annotated[str, Field(description="checkpoint folder of a LLaVA, or hf://owner/name on the hub")],
     weights: Annotated[Weights, Field(description="type of the frozen weights; 4bit: NF4, on a GPU")] = "float32",
     checkpointing: Annotated[bool, Field(description="gradient checkpointing: less memory, more time")] = False,
     lora: Annotated[LoraOptions, Field(description="low-rank adapters of the language model")] = LORA_OPTIONS,
@@ -87,6 +87,7 @@ def llava(
     for name, task in tasks.items():
         if task.kind != "language":
             raise UserError(f"model llava: task {name!r} is a {task.kind}; it can only write texts")
+    check_effects(adapters, pilot)
     learned = {name: replace(task, reduction=loss) for name, task in tasks.items()}
     base = load_base(path, weights, checkpointing)
     held = modalities.get(IMAGE)
@@ -97,6 +98,14 @@ def llava(
     chosen = parts if adapters == "pilot" else None
     texts = TEXT_ADAPTERS.get(adapters or "one", TEXT_ADAPTERS["one"])
     return Llava(dict(modalities), learned, base, sizes, chosen, answer_tokens, texts)
+
+
+def check_effects(adapters: Adapters | None, pilot: PilotAdapters) -> None:
+    """Raise UserError for an option that is not left as it is and changes nothing, given the others."""
+    if adapters != "pilot" and pilot != PILOT:
+        raise UserError("model.pilot: has no effect, because the model has other adapters than those of Pilot")
+    if not pilot.tower and pilot.tower_scale != PILOT.tower_scale:
+        raise UserError("model.pilot.tower_scale: has no effect, because model.pilot.tower is false")
 
 
 def check_pictures(shape: tuple[int, ...], base: LlavaBase, path: str, *, tower: bool) -> None:

@@ -105,8 +105,8 @@ def description(run: RunData) -> str:
         f"for {rounds} with {clients}.",
         _groups(run),
         _scenario(run),
-        "Each client is judged on samples of its own that were not trained on; a figure without further remark is "
-        "the mean over clients." if summary.clients else "",
+        "Each client is judged on test samples, which were not trained on; a figure without further remark is the mean "
+        "over clients." if summary.clients else "",
     ]  # fmt: skip
     return " ".join(part for part in parts if part)
 
