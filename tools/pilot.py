@@ -83,6 +83,8 @@ TOWER: Mapping[str, Mapping[str, object]] = {
     "with CT-CLIP": {"data.vision": "pixels", "model.pilot.tower": True},
 }
 OURS = "Pilot"
+OWN = ("Local", "FedAvg", "FedDPA", OURS)
+"""Methods that are judged on each client's own kind of scenes, too."""
 
 PUBLISHED = """\
 Mean over the three clients of a task, visual understanding on LLaVA-1.5-7B: GQA accuracy, COCO CIDEr, RefCOCO accuracy
@@ -117,6 +119,11 @@ at IoU 0.5. Other data, another model: only the order can be compared.
 def plan_of(label: str, changes: Mapping[str, object]) -> Plan:
     """Return the run of a method or variant."""
     return Plan("tiny", "", label.replace("/", "-"), changes)
+
+
+def own_plan(label: str) -> Plan:
+    """Return the run of a method that is judged on scenes of the client's own kind."""
+    return plan_of(f"{label} on own scenes", {**METHODS[label], "data.test": "own"})
 
 
 def experiment_of(plan: Plan) -> Experiment:
@@ -225,6 +232,17 @@ def deployed_table(found: AllFound) -> str:
     return table(["", *HEADS], rows)
 
 
+def own_table(found: AllFound) -> str:
+    """Mean over the clients of each task, on scenes of the client's own kind."""
+    rows = []
+    for label, runs in found.items():
+        last = last_of(runs[0])
+        rows.append([label, *cells(runs, last)])
+        if runs[0]["deployed"]:
+            rows.append([f"{label}, deployed", *cells(runs, last, "deployed")])
+    return table(["", *HEADS], rows)
+
+
 def variants_table(found: AllFound, labels: Iterable[str]) -> str:
     """Mean over the clients of each task by variant of Pilot."""
     return table(["", *HEADS], [[label, *cells(found[label], last_of(found[label][0]))] for label in labels])
@@ -258,6 +276,7 @@ def page(runs: Path, worlds: Sequence[str]) -> str:
     rates = sweep.tuned(plans, RATES)
     found = {plan.label: sweep.seeds(plan, rates[plan.label]) for plan in plans}
     more = {label: sweep.seeds(plan_of(label, changes), rates[OURS]) for label, changes in variants()}
+    own = {label: sweep.seeds(own_plan(label), rates[label]) for label in OWN}
     for held in (LADDER, TEXTS, STARTS, TOWER):
         more |= {label: found[OURS] for label, changes in held.items() if not changes}
     parts = [
@@ -280,6 +299,9 @@ def page(runs: Path, worlds: Sequence[str]) -> str:
         "### What the server deploys",
         "For methods whose clients are judged by what they trained last: the same after the last aggregation.",
         deployed_table({**found}),
+        "### On scenes of their own",
+        "The same training, judged on scenes of the kind that the client trains on.",
+        own_table(own),
         "## Parts of Pilot (Table 3)",
         "ATA: text adapters from the nearest clients, else plain averaging. ψᶜ: cross-task adapters. L_b + L_z: the "
         "router's losses. ψˢ and L_d: the client's adapter and the difference loss.",
