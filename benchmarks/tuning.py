@@ -18,7 +18,7 @@ from benchmarks.measure import Values
 from benchmarks.memory import Peak
 from benchmarks.tables import Table
 from polyfed.experiment import config
-from polyfed.model.tiny_llava import Sizes, save_checkpoint, tiny_processor, tiny_tokenizer
+from polyfed.model.tiny_llava import Sizes, llava_config, save_checkpoint, tiny_processor, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = 2
@@ -26,12 +26,10 @@ CLIENTS = 2
 
 @dataclass(frozen=True)
 class Scale:
-    """A LLaVA and how it is tuned. ``inner``: width inside the language model's feed-forward layers."""
+    """A LLaVA and how it is tuned."""
 
     name: str
     sizes: Sizes
-    inner: int
-    vocabulary: int
     rank: int
     weights: str
     examples: int
@@ -41,15 +39,13 @@ class Scale:
 SCALES = {
     "cuda": Scale(
         "LLaVA-1.5-7B, bfloat16",
-        Sizes(336, 14, 1024, 24, 16, 4096, 32, 32, 4096),
-        11008,
-        32064,
+        Sizes(336, 14, 1024, 24, 16, 4096, 32, 32, 4096, text_inner=11008, vocabulary=32064),
         rank=64,
         weights="bfloat16",
         examples=64,
         batch_size=16,
     ),
-    "cpu": Scale("tiny, float32", Sizes(), 384, 2048, rank=8, weights="float32", examples=32, batch_size=16),
+    "cpu": Scale("tiny, float32", Sizes(), rank=8, weights="float32", examples=32, batch_size=16),
 }
 WAYS = {"plain": False, "gradient checkpointing": True}
 
@@ -69,35 +65,8 @@ def drawn(scale: Scale, device: str) -> tuple[Any, Any]:
     """Return a LLaVA of random weights and its processor."""
     import transformers
 
-    sizes, processor = scale.sizes, tiny_processor(scale.sizes, tiny_tokenizer())
-    tokenizer = processor.tokenizer
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=sizes.vision_width,
-        intermediate_size=4 * sizes.vision_width,
-        num_hidden_layers=sizes.vision_layers,
-        num_attention_heads=sizes.vision_heads,
-        image_size=sizes.image,
-        patch_size=sizes.patch,
-        projection_dim=sizes.vision_width,
-    )
-    text = transformers.LlamaConfig(
-        vocab_size=scale.vocabulary,
-        hidden_size=sizes.text_width,
-        intermediate_size=scale.inner,
-        num_hidden_layers=sizes.text_layers,
-        num_attention_heads=sizes.text_heads,
-        num_key_value_heads=sizes.text_heads,
-        max_position_embeddings=sizes.positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    whole = transformers.LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.image_token_id,
-        image_seq_length=(sizes.image // sizes.patch) ** 2,
-    )
+    processor = tiny_processor(scale.sizes, tiny_tokenizer())
+    whole = llava_config(scale.sizes, processor.tokenizer)
     with torch.device(device):
         made = transformers.LlavaForConditionalGeneration._from_config(whole, dtype=getattr(torch, scale.weights))
     return made, processor

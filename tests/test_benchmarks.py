@@ -200,12 +200,36 @@ def test_without_a_gpu_it_says_so(what: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.skipif(find_spec("peft") is None, reason="language models need the extra polyfed[mllm]")
+def test_what_is_measured_on_a_gpu_has_the_sizes_of_llava() -> None:
+    import transformers
+    from benchmarks import tuning
+
+    from polyfed.model.llava_base import ADAPTED
+    from polyfed.model.tiny_llava import llava_config, tiny_tokenizer
+
+    config = llava_config(tuning.SCALES["cuda"].sizes, tiny_tokenizer())
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(config)
+    sizes = {
+        name: sum(value.numel() for value in part.parameters())
+        for name, part in (
+            ("connector", model.model.multi_modal_projector),
+            ("tower", model.model.vision_tower),
+            ("whole", model),
+        )
+    }
+    assert sizes == {"connector": 20_979_712, "tower": 303_507_456, "whole": 7_063_427_072}
+    adapted = [layer for name, layer in model.named_modules() if re.fullmatch(ADAPTED, name)]
+    assert sum(64 * (layer.in_features + layer.out_features) for layer in adapted) == 159_907_840
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="language models need the extra polyfed[mllm]")
 def test_a_round_of_pilot_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks import tuning
 
-    small = replace(tuning.SCALES["cpu"], sizes=SMALL, inner=48, rank=2, examples=4, batch_size=2)
+    small = replace(tuning.SCALES["cpu"], sizes=replace(SMALL, text_inner=48), rank=2, examples=4, batch_size=2)
     monkeypatch.setitem(tuning.SCALES, "cpu", small)
     command.main(["tuning", "--device", "cpu", "--json", str(tmp_path / "measured.json")])
     assert "gradient checkpointing" in capsys.readouterr().out

@@ -53,7 +53,8 @@ class Sizes:
 
     Pictures have ``image`` pixels a side, in patches of ``patch``. The vision tower's hidden states (``vision_layers``
     of them; the last but one is used) have ``vision_width`` numbers, the text model's ``text_width``. They differ on
-    purpose: a mix-up then shows at once.
+    purpose: a mix-up then shows at once. ``text_inner`` is the width inside the text model's feed-forward layers (None:
+    four times its width), ``vocabulary`` how many tokens have embeddings (None: those of the tokenizer).
     """
 
     image: int = SIDE
@@ -65,6 +66,8 @@ class Sizes:
     text_layers: int = 3
     text_heads: int = 4
     positions: int = 512
+    text_inner: int | None = None
+    vocabulary: int | None = None
 
 
 def tiny_tokenizer(texts: Iterable[str] = ()) -> Any:
@@ -124,7 +127,17 @@ def tiny_llava(seed: int, sizes: Sizes | None = None, texts: Iterable[str] = ())
     library = transformers_library()
     sizes = sizes or Sizes()
     processor = tiny_processor(sizes, tiny_tokenizer(texts))
-    tokenizer = processor.tokenizer
+    config = llava_config(sizes, processor.tokenizer)
+    with rng.seeded(seed, "tiny llava"):
+        model = library.LlavaForConditionalGeneration(config)
+        # CLIP's own start, 0.02, is nothing beside the patches: where things are would take long to learn
+        torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=POSITION_SPREAD)
+    return model.eval(), processor
+
+
+def llava_config(sizes: Sizes, tokenizer: Any) -> Any:
+    """Return the configuration (LlavaConfig) of a LLaVA of these sizes, with the tokenizer's special tokens."""
+    library = transformers_library()
     vision = library.CLIPVisionConfig(
         hidden_size=sizes.vision_width,
         intermediate_size=4 * sizes.vision_width,
@@ -135,9 +148,9 @@ def tiny_llava(seed: int, sizes: Sizes | None = None, texts: Iterable[str] = ())
         projection_dim=sizes.vision_width,
     )
     text = library.LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=sizes.vocabulary or len(tokenizer),
         hidden_size=sizes.text_width,
-        intermediate_size=4 * sizes.text_width,
+        intermediate_size=sizes.text_inner or 4 * sizes.text_width,
         num_hidden_layers=sizes.text_layers,
         num_attention_heads=sizes.text_heads,
         num_key_value_heads=sizes.text_heads,
@@ -147,17 +160,12 @@ def tiny_llava(seed: int, sizes: Sizes | None = None, texts: Iterable[str] = ())
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = library.LlavaConfig(
+    return library.LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.image_token_id,
         image_seq_length=(sizes.image // sizes.patch) ** 2,
     )
-    with rng.seeded(seed, "tiny llava"):
-        model = library.LlavaForConditionalGeneration(config)
-        # CLIP's own start, 0.02, is nothing beside the patches: where things are would take long to learn
-        torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=POSITION_SPREAD)
-    return model.eval(), processor
 
 
 def save_checkpoint(model: Any, processor: Any, folder: Path) -> None:
