@@ -152,6 +152,16 @@ BAD: dict[str, tuple[object, str]] = {
         "'conversations[2].value': holds <image>, which belongs in the first turn of 'human'",
     ),
     "a mark in the answer": (with_turns(HUMAN, ("gpt", "<image>")), "'conversations[1].value': holds <image>"),
+    "a blank answer": (with_turns(HUMAN, ("gpt", " \n")), "'conversations[1].value': is blank"),
+    "an empty answer later": (
+        with_turns(HUMAN, GPT, ("human", "Where?"), ("gpt", "")),
+        "'conversations[3].value': is blank",
+    ),
+    "a blank question": (
+        {**with_turns(("human", " "), GPT), "image": None},
+        "'conversations[0].value': is blank; every turn must say something, be it <image> alone",
+    ),
+    "a blank reference": ({**GOOD, "answers": ["a", " "]}, "'answers[1]': is blank"),
     "several pictures": ({**GOOD, "image": ["a", "b"]}, "'image': must be one file name, not a list"),
     "a number as picture": ({**GOOD, "image": 5}, "'image': must be text, not a number"),
     "no name": ({**GOOD, "image": ""}, "'image': '' is not a file name"),
@@ -257,6 +267,8 @@ def test_what_is_no_picture_is_named(path: Path, images: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<image>" not in text)
+SHOWN = st.characters(exclude_categories=["C", "Z"], exclude_characters="<")
+SAID = st.tuples(SHOWN, TEXT).map("".join)
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)
 EDGES = st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda edges: edges[0] < edges[1])
 BOXES = st.tuples(EDGES, EDGES).map(lambda pair: (pair[0][0], pair[1][0], pair[0][1], pair[1][1]))
@@ -265,8 +277,8 @@ BOXES = st.tuples(EDGES, EDGES).map(lambda pair: (pair[0][0], pair[1][0], pair[0
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     image = draw(st.none() | NAMES)
-    said = draw(st.lists(TEXT, min_size=1, max_size=3))
-    first = draw(TEXT) if image is None else f"<image>\n{draw(TEXT).strip()}".strip()
+    said = draw(st.lists(SAID, min_size=1, max_size=3))
+    first = draw(SAID) if image is None else f"<image>\n{draw(TEXT).strip()}".strip()
     turns = [Turn("human", first), Turn("gpt", said[0])]
     for text in said[1:]:
         turns += [Turn("human", text), Turn("gpt", text)]
@@ -277,7 +289,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
         task=draw(st.none() | NAMES),
         client=draw(st.none() | NAMES),
         split=draw(st.sampled_from([None, "train", "val", "test"])),
-        answers=tuple(draw(st.lists(TEXT, max_size=3))),
+        answers=tuple(draw(st.lists(SAID, max_size=3))),
         box=draw(st.none() | BOXES),
         choices=tuple(draw(st.just([]) | st.lists(TEXT, min_size=2, max_size=5))),
     )

@@ -244,6 +244,16 @@ def test_ocr_vqa(source: Path, target: Path) -> None:
     assert found[2].image == "images/B00.jpg"
 
 
+@pytest.mark.parametrize("kind", ["gqa", "ocr-vqa"])
+def test_questions_without_an_answer_are_left_out(kind: str, source: Path, target: Path) -> None:
+    LAYOUTS[kind](source)
+    path = {"gqa": source / "questions/val_balanced_questions.json", "ocr-vqa": source / "dataset.json"}[kind]
+    path.write_text(path.read_text().replace('"yes"', '" "').replace('"Ann Lee"', '""'))
+    made = convert(kind, source, target)
+    assert len(read(made)) == 2
+    assert made.left_out == {"the answer is blank": {"gqa": 1, "ocr-vqa": 2}[kind]}
+
+
 def test_coco_mini(source: Path, target: Path) -> None:
     made = convert("coco-mini", coco_mini(source), target)
     found = {each.id: each for each in read(made)}

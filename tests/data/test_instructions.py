@@ -22,10 +22,11 @@ from polyfed.data.catalog import DATASETS
 from polyfed.data.conversations import Conversation, Turn
 from polyfed.data.convert.kinds import Options, convert
 from polyfed.data.dataset import Dataset
+from polyfed.data.instruction_answers import references
 from polyfed.data.instruction_checkpoint import SYSTEM, VICUNA, Checkpoint, Encoded, load_checkpoint
 from polyfed.data.instruction_columns import Packing
 from polyfed.data.instruction_pictures import PictureFile, padded
-from polyfed.data.instruction_samples import METRICS, numbered, references
+from polyfed.data.instruction_samples import METRICS, numbered
 from polyfed.data.schema import IGNORED
 from polyfed.errors import UserError
 from polyfed.experiment import config
@@ -167,6 +168,22 @@ def test_a_template_that_rewrites_what_was_said_is_refused() -> None:
         found.encoded(("Which?", "one"), picture=True, place="here")
 
 
+def test_special_tokens_in_texts_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, [plain(0, "A?", "b"), plain(1, "A?", "b</s> c")])
+    with pytest.raises(UserError) as error:
+        built(path)
+    assert str(error.value).startswith(
+        f"{path}, line 3, 'conversations': the answer 'b</s> c' holds '</s>', a special token of the checkpoint's"
+    )
+    found = load_checkpoint(shared_checkpoint(), 512)
+    added = ["<|stop|>"]  # as the turns' ends of some language models
+    found.processor.tokenizer.add_tokens(added, special_tokens=True)
+    for token in ("<s>", "<pad>", "<unk>", "<image>", *added):
+        with pytest.raises(UserError, match=re.escape(f"here: the question 'Is {token} one?' holds '{token}'")):
+            found.encoded(("A?", "b", f"Is {token} one?", "yes"), picture=False, place="here")
+    found.encoded(("Is <b> one, < s>, /s, <S>?", "<no>"), picture=False, place="here")
+
+
 def test_packed_rows_are_the_rows() -> None:
     packing = Packing()
     packing.add(Encoded([1, 2, 3, 4, 5], ((1, 2), (3, 5))))
@@ -206,9 +223,13 @@ def test_tasks_are_judged_by_their_names_unless_told(tmp_path: Path) -> None:
     ]
     path = write(tmp_path, samples)
     with pytest.raises(
-        UserError, match=r"^data.metrics: nothing says how answers of the task 'mood' .*Choices: caption,"
+        UserError,
+        match=rf"^{re.escape(str(path))}, line 4, 'task': nothing says how answers of the task 'mood' .*"
+        r"data.metrics: \{mood: \.\.\.\}. Choices: caption,",
     ):
         built(path)
+    with pytest.raises(UserError, match=r"json, line 2: nothing says how answers of the task 'mood'"):
+        built(write(tmp_path / "one", [plain(0, "A?", "b")]), samples={"task": "mood"})
     found = built(path, metrics={"mood": "vqa", "quiz": "choice"}, samples={"task": "caption"})
     judges = {name: task.metric for name, task in found.tasks.items()}
     assert judges == {"caption": "caption", "mood": "vqa", "quiz": "choice", "vqa": "vqa"}
@@ -231,15 +252,27 @@ def test_clients_are_numbered_in_order(tmp_path: Path) -> None:
     assert list(numbered(["10", "9", "9", "-1"])) == ["-1", "9", "10"]
     assert list(numbered(["b", "10", "9"])) == ["10", "9", "b"]
     samples = [sample(i, client=client) for i, client in enumerate([10, 9, "10", 9])]
-    samples += [sample(4, client=7, split="test"), sample(5, client=9, split="test")]
+    samples += [sample(4, client=7), sample(4, client=7, split="test"), sample(5, client=9, split="test")]
     found = built(write(tmp_path, samples))
     assert found.field_labels["client"] == ("7", "9", "10")
-    assert found.train.fields["client"].tolist() == [2, 1, 2, 1]
+    assert found.train.fields["client"].tolist() == [2, 1, 2, 1, 0]
     assert found.test is not None
     assert found.test.fields["client"].tolist() == [0, 1]
     path = write(tmp_path, [sample(0, client="ann"), sample(1)])
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}, line 3, 'client': is missing"):
         built(path)
+
+
+def test_test_samples_of_a_client_that_does_not_train_are_refused(tmp_path: Path) -> None:
+    test = [sample(i, client=client, split="test") for i, client in enumerate((9, 8, 7))]
+    path = write(tmp_path, [sample(0, client=9), *test])
+    with pytest.raises(UserError) as error:
+        built(path)
+    assert str(error.value).startswith(
+        f"{path}, line 4, 'client': the client '8' of this test sample has no training sample; "
+    )
+    named = write(tmp_path, [sample(0), *test], "test_only.json")
+    assert len(built(named).test or ()) == 3, "nobody is named to train, so nothing is dealt by clients"
 
 
 def test_samples_of_a_task_are_dealt_to_clients_by_picture(tmp_path: Path) -> None:
@@ -335,6 +368,14 @@ BAD: dict[str, tuple[Callable[[Path], Samples], str]] = {
         replaced(1, task="grounding", answers=["here"]),
         "FILE, line 3, 'answers[0]': 'here' is no box",
     ),
+    "trailing comma": (
+        lambda folder: f"[{json.dumps(sample(0))},]",
+        "FILE, line 1: not valid JSON: unexpected ']' after ','",
+    ),
+    "blank answer": (
+        lambda folder: [sample(0), plain(1, "A?", "")],
+        "FILE, line 3, 'conversations[1].value': is blank",
+    ),
     "cut off": (lambda folder: '[{"id": 0', "FILE, line 1: the file ends too early"),
     "empty": (lambda folder: "[]", "FILE: holds no samples"),
 }
@@ -361,6 +402,12 @@ UNREAD: dict[str, tuple[Samples, dict[str, Any], str]] = {
     "nothing to train on": ([sample(0, split="test")], {}, "holds no sample to train on"),
     "untrained task": ([sample(0), sample(1, "caption", split="test")], {}, "a task that is not trained"),
     "untrained pictures": ([plain(0, "A?", "b"), sample(1, None, split="test")], {}, "no training sample has"),
+    "a word for a letter": ([plain(0, "A?", "red", choices=["x", "y"])], {}, "is judged by the letter"),
+    "a client that does not train": (
+        [sample(0, client=1), sample(1, client=2, split="test")],
+        {},
+        "has no training sample",
+    ),
     "unnamed client": ([sample(0, client=1), sample(1)], {}, "other samples name their client"),
     "dealt although named": ([sample(0, client=1)], {"samples": {"clients_per_task": 1}}, "name their clients"),
 }

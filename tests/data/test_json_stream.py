@@ -79,7 +79,10 @@ BROKEN = {
     "[\n1]": "line 2: every sample must be an object",
     "[\n{}\n": "line 3: the file ends too early",
     "[\n{},\n": "line 3: the file ends too early",
-    "[\n{},\n]": "line 3: every sample must be an object",
+    "[\n{},\n]": "line 3: not valid JSON: unexpected ']' after ','",
+    "[{},]": "line 1: not valid JSON: unexpected ']' after ','",
+    "[{},\n,{}]": "line 2: not valid JSON: unexpected ',' after ','",
+    "[\n{},\n1]": "line 3: every sample must be an object",
     "[\n{}\n{}]": "line 3: expected a comma or ']'",
     "[{}]\n]": "line 2: something follows the closing ']'",
     "{}\n,{}": "line 2: every sample must be an object",
@@ -131,6 +134,7 @@ def test_a_member_must_have_a_name_and_an_object(path: Path) -> None:
         ('{"a" {}}', "expected ':' after 'a'"),
         ('{\n"a": 1}', "line 2: the value of 'a' must be an object"),
         ('{"a": {}', "the file ends too early"),
+        ('{"a": {},\n}', "line 2: not valid JSON: unexpected '}' after ','"),
     ):
         path.write_text(text)
         with pytest.raises(UserError) as caught:

@@ -19,8 +19,8 @@ def conversation_of(sample: Fields, line: int = 0) -> Conversation:
     """Check one sample and return it.
 
     Raises UserError naming the place and the field for a member that is missing or of the wrong kind, an unknown
-    speaker, two turns of one side in a row, no answer, a picture without its mark or a mark without a picture, several
-    marks, a picture outside the folder, and a box that is none.
+    speaker, two turns of one side in a row, no answer, a blank turn or reference, a picture without its mark or a mark
+    without a picture, several marks, a picture outside the folder, and a box that is none.
     """
     image = _image(sample)
     return Conversation(
@@ -30,7 +30,7 @@ def conversation_of(sample: Fields, line: int = 0) -> Conversation:
         task=_task(sample),
         client=sample.label("client") if sample.has("client") else None,
         split=_split(sample),
-        answers=_several(sample, "answers", 1),
+        answers=_answers(sample),
         box=_box(sample),
         choices=_several(sample, "choices", 2, MOST_CHOICES),
         line=line,
@@ -79,15 +79,21 @@ def _turns(sample: Fields, image: str | None) -> tuple[Turn, ...]:
         del found[-1]
     if not found:
         raise sample.wrong("conversations", "holds no answer: a turn of 'human' must be followed by one of 'gpt'")
-    first, (speaker, text) = found[0]
-    marked = IMAGE in text
+    for each in found:
+        _says(*each)
+    return (_first(*found[0], image), *(turn for _, turn in found[1:]))
+
+
+def _first(turn: Fields, said: Turn, image: str | None) -> Turn:
+    """Return the first turn with its mark, if it has one, in front on a line of its own."""
+    marked = IMAGE in said.text
     if image is None and marked:
-        raise first.wrong("value", f"holds {IMAGE}, but the sample has no 'image'")
+        raise turn.wrong("value", f"holds {IMAGE}, but the sample has no 'image'")
     if image is not None and not marked:
-        raise first.wrong("value", f"must hold {IMAGE}, because the sample has an 'image'")
-    if marked:
-        text = f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
-    return (Turn(speaker, text), *(turn for _, turn in found[1:]))
+        raise turn.wrong("value", f"must hold {IMAGE}, because the sample has an 'image'")
+    if not marked:
+        return said
+    return Turn(said.speaker, f"{IMAGE}\n{said.text.replace(IMAGE, '').strip()}".strip())
 
 
 def _turn(turn: Fields) -> Turn:
@@ -103,6 +109,11 @@ def _marked(turn: Fields, said: Turn, *, allowed: int) -> None:
     if count > allowed:
         again = f"holds {IMAGE} {count} times; a sample has one picture"
         raise turn.wrong("value", again if allowed else f"holds {IMAGE}, which belongs in the first turn of 'human'")
+
+
+def _says(turn: Fields, said: Turn) -> None:
+    if not said.text.strip():
+        raise turn.wrong("value", f"is blank; every turn must say something, be it {IMAGE} alone")
 
 
 def _task(sample: Fields) -> str | None:
@@ -131,6 +142,14 @@ def _several(sample: Fields, name: str, least: int, most: int | None = None) -> 
     if len(found) < least or (most is not None and len(found) > most):
         bounds = f"{least} or more" if most is None else f"{least} to {most}"
         raise sample.wrong(name, f"must hold {bounds} texts, not {len(found)}")
+    return found
+
+
+def _answers(sample: Fields) -> tuple[str, ...]:
+    found = _several(sample, "answers", 1)
+    for i, text in enumerate(found):
+        if not text.strip():
+            raise sample.wrong(f"answers[{i}]", "is blank; an answer must say something")
     return found
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from polyfed.data.checkpoint_place import checkpoint_place
+from polyfed.data.instruction_answers import shown
 from polyfed.errors import UserError
 
 IMAGES_AT_ONCE = 64
@@ -148,8 +149,10 @@ class Checkpoint:
         """Return the tokens of a conversation: questions and answers in turn, the first with a picture or without.
 
         What is learned are the answers, each with its end of sequence. Raises UserError naming ``place`` where the
-        template does not put each answer behind what comes before it, or the text is too long.
+        template does not put each answer behind what comes before it, the text is too long, or a turn holds a special
+        token of the tokenizer, which would not be read as text.
         """
+        self._check_plain(turns, place)
         messages = self._messages(turns, picture)
         whole = self._tokens(messages)
         marks = whole.count(self._mark)
@@ -165,6 +168,15 @@ class Checkpoint:
             answers.append((start, end))
         whole = whole[:end]
         return self._fitted(whole, answers, place)
+
+    def _check_plain(self, turns: Sequence[str], place: str) -> None:
+        for i, text in enumerate(turns):
+            token = next((token for token in self._special if token in text), None)
+            if token is not None:
+                raise UserError(
+                    f"{place}: the {'answer' if i % 2 else 'question'} {shown(text)} holds {token!r}, a special token "
+                    "of the checkpoint's tokenizer, which would not be read as text; write it otherwise"
+                )
 
     def _fitted(self, whole: list[int], answers: Sequence[tuple[int, int]], place: str) -> Encoded:
         if len(whole) <= self.longest:
@@ -194,6 +206,13 @@ class Checkpoint:
     @cached_property
     def _end(self) -> int:
         return int(self.processor.tokenizer.eos_token_id)
+
+    @cached_property
+    def _special(self) -> tuple[str, ...]:
+        """What the tokenizer reads as control tokens wherever it stands in a text."""
+        tokenizer = self.processor.tokenizer
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        return tuple(sorted({*tokenizer.all_special_tokens, *added}))
 
     @cached_property
     def _mark(self) -> int:

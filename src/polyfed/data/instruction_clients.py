@@ -56,11 +56,19 @@ def fields_of(samples: Samples, tasks: Sequence[str], clients_per_task: int | No
 def named_clients(samples: Samples, clients_per_task: int | None) -> list[list[str]]:
     """Return the client of each row of each table; an empty list for a table without any.
 
-    Raises UserError where only some samples of a table name one, and where they do although they are to be dealt.
+    Raises UserError where only some samples of a table name one, where they do although they are to be dealt, and for
+    a test sample of a client that has nothing to train on: by clients, it would be dealt to nobody.
     """
     found = [_clients(part) for part in samples.parts]
     if clients_per_task is not None and any(found):
         raise UserError("data.samples.clients_per_task: the samples name their clients ('client'); leave it out")
+    trained = set(found[0])
+    for name, place in zip(found[-1], samples.parts[-1].places, strict=False):
+        if trained and name not in trained:
+            raise UserError(
+                f"{place}, 'client': the client {name!r} of this test sample has no training sample; give it some, "
+                "leave out its test samples, or, to deal samples without regard to 'client', leave it out of them all"
+            )
     return found
 
 

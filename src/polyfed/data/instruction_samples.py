@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from polyfed.data.boxes import parse_box
 from polyfed.data.conversation_files import read_conversations
 from polyfed.data.conversations import Conversation, Split
+from polyfed.data.instruction_answers import check_box, letter_fault, references
 from polyfed.data.instruction_checkpoint import Checkpoint, Encoded
 from polyfed.data.instruction_columns import Packing
 from polyfed.data.instruction_pictures import PictureFile
 from polyfed.data.instruction_table import Rows
+from polyfed.data.option_letters import LETTERS
 from polyfed.data.samples import Asked
 from polyfed.errors import UserError, unknown
 
@@ -26,7 +27,6 @@ METRICS: Mapping[str, TextMetric] = {
     "vqa": "vqa",
 }
 """How answers are judged, by the task's name, where the user does not say it."""
-MOST_LETTERS = 5  # the metric "choice" knows the letters A to E
 
 
 class Source(NamedTuple):
@@ -55,8 +55,26 @@ class Part:
 
 
 @dataclass
+class TaskFacts:
+    """What is known of a task's samples.
+
+    ``first`` is the place of the first one; ``lettered`` whether all have choices that letters tell apart; ``fault``
+    what is wrong with the first one that cannot be judged by a letter.
+    """
+
+    first: str
+    lettered: bool = True
+    fault: str | None = None
+
+    def add(self, said: Conversation, place: str) -> None:
+        """Note a sample of the task."""
+        self.lettered = self.lettered and 0 < len(said.choices) <= len(LETTERS)
+        self.fault = self.fault or letter_fault(said, place)
+
+
+@dataclass
 class Samples:
-    """All samples: the rows to train on and to test on, the distinct pictures, and the tasks answered by letters.
+    """All samples: the rows to train on and to test on, the distinct pictures, and what is known of each task.
 
     ``pictures`` are by the SHA-256 of their files; equal files are one picture. Where texts are not encoded, pictures
     are not read either, and their paths stand for them.
@@ -65,7 +83,7 @@ class Samples:
     train: Part = field(default_factory=Part)
     test: Part = field(default_factory=Part)
     pictures: dict[str, PictureFile] = field(default_factory=dict)
-    lettered: dict[str, bool] = field(default_factory=dict)
+    facts: dict[str, TaskFacts] = field(default_factory=dict)
     _digests: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -84,7 +102,8 @@ class Samples:
         part.clients.append(said.client)
         part.pictures.append(None if file is None else str(file.path) if text is None else self._digest(file))
         part.places.append(place)
-        self.lettered[task] = self.lettered.get(task, True) and 0 < len(said.choices) <= MOST_LETTERS
+        first = f"{place}, 'task'" if said.task is not None else place
+        self.facts.setdefault(task, TaskFacts(first)).add(said, place)
 
     def _digest(self, file: PictureFile) -> str:
         if file.path not in self._digests:
@@ -92,11 +111,6 @@ class Samples:
             self._digests[file.path] = file.digest()
             self.pictures.setdefault(self._digests[file.path], file)
         return self._digests[file.path]
-
-
-def references(said: Conversation) -> tuple[str, ...]:
-    """Return what the answer to the first question is compared with; of several turns only that one is asked for."""
-    return said.references if len(said.turns) == 2 else (said.turns[1].text,)
 
 
 def read_samples(
@@ -125,7 +139,7 @@ def read_samples(
             part, name = found.test if testing else found.train, said.task or task
             boxed = metrics.get(name, METRICS.get(name)) == "grounding"
             if boxed:
-                _check_box(said, place)
+                check_box(said, place)
             text = None if checkpoint is None else _encoded(said, checkpoint, place)
             if text is None or text.answers:
                 found.add(said, _picture(said, source, place, boxed), place, part, name, text)
@@ -147,35 +161,32 @@ def _picture(said: Conversation, source: Source, place: str, boxed: bool) -> Pic
     return None if said.image is None else PictureFile(source.images / said.image, f"{place}, 'image'", boxed)
 
 
-def _check_box(said: Conversation, place: str) -> None:
-    answer = references(said)[0]
-    if parse_box(answer) is None:
-        name = "answers[0]" if said.answers and len(said.turns) == 2 else "conversations[1].value"
-        raise UserError(
-            f"{place}, {name!r}: {answer!r} is no box, but a box is what the task is judged by; write it as "
-            "[0.10, 0.25, 0.50, 1.00], or choose another of data.metrics"
-        )
-
-
 def judged(samples: Samples, metrics: Mapping[str, str]) -> dict[str, str]:
     """Return how each task is judged, sorted by task: as told, else as the task's name says.
 
-    Raises UserError for a task of which neither says it, and where no sample is of a task that is told.
+    Raises UserError for a task of which neither says it, where no sample is of a task that is told, and for the first
+    answer without a letter of a task that is judged by letters.
     """
     for task in metrics:
-        if task not in samples.lettered:
-            raise unknown("task", task, samples.lettered, place="data.metrics")
-    return {task: _metric(task, samples.lettered[task], metrics) for task in sorted(samples.lettered)}
+        if task not in samples.facts:
+            raise unknown("task", task, samples.facts, place="data.metrics")
+    return {task: _metric(task, samples.facts[task], metrics) for task in sorted(samples.facts)}
 
 
-def _metric(task: str, lettered: bool, metrics: Mapping[str, str]) -> str:
+def _metric(task: str, facts: TaskFacts, metrics: Mapping[str, str]) -> str:
     known = metrics.get(task, METRICS.get(task))
     if known is None:
         raise UserError(
-            f"data.metrics: nothing says how answers of the task {task!r} are judged; write metrics: {{{task}: ...}}. "
-            f"Choices: {', '.join(METRICS)}"
+            f"{facts.first}: nothing says how answers of the task {task!r} are judged; name it like a metric, or write "
+            f"data.metrics: {{{task}: ...}}. Choices: {', '.join(METRICS)}"
         )
-    return "choice" if lettered and task not in metrics and known in ("text", "vqa") else known
+    found = "choice" if facts.lettered and task not in metrics and known in ("text", "vqa") else known
+    if found == "choice" and facts.fault is not None:
+        raise UserError(
+            f"{facts.fault}, but the task {task!r} is judged by the letter of the answer; write that letter, or say "
+            f"how else it is judged: data.metrics: {{{task}: vqa}}"
+        )
+    return found
 
 
 def numbered(names: Sequence[str]) -> Iterator[str]:

@@ -100,6 +100,8 @@ def _separated(text: _Text, end: str, *, keyed: bool) -> Iterator[Piece]:
         yield text.piece(keyed)
         while text.peek() == ",":
             text.skip()
+            if text.peek() in (end, ","):
+                text.fail(f"not valid JSON: unexpected {text.peek()!r} after ','")
             yield text.piece(keyed)
     if text.peek() != end:
         text.fail("the file ends too early; is it cut off?" if not text.peek() else f"expected a comma or {end!r}")

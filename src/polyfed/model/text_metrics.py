@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from polyfed.data.boxes import overlap, parse_box
+from polyfed.data.option_letters import option_letter
 from polyfed.errors import unknown
 from polyfed.model.cider import Captions
 from polyfed.model.metrics import Sums
@@ -18,9 +18,6 @@ ROUNDING = 1e-9
 """An overlap this close below one half is one half: decimal edges such as 0.1 are no exact binary numbers."""
 ENOUGH_ANNOTATORS = 3
 
-_LETTER = re.compile(r"(?<!\w)[A-E](?!\w)")
-_LONE_LETTER = re.compile(r"\W*([a-e])\W*")
-
 
 def normalised(answer: str) -> str:
     """Return an answer in lower case, without space around it and without a final full stop."""
@@ -30,18 +27,6 @@ def normalised(answer: str) -> str:
 def exact_match(prediction: str, answer: str) -> bool:
     """Whether prediction and answer are the same once normalised."""
     return normalised(prediction) == normalised(answer)
-
-
-def option_letter(text: str) -> str | None:
-    """Return the option chosen in an answer to a multiple-choice question: the first letter A to E on its own.
-
-    In lower case it counts only if there is nothing else: "a" is also a word. None if there is no such letter.
-    """
-    lone = _LONE_LETTER.fullmatch(text)
-    if lone is not None:
-        return lone.group(1).upper()
-    found = _LETTER.search(text)
-    return found.group() if found is not None else None
 
 
 def same_option(prediction: str, answer: str) -> bool:

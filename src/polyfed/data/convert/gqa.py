@@ -42,5 +42,5 @@ def _questions(job: Job, path: Path) -> Iterator[Conversation]:
         number = question.label("imageId")
         asked, answer = wording.short(question.text("question")), question.text("answer")
         image = job.picture(place, f"images/{number}.jpg", f"{number}.jpg")
-        if image is not None:
+        if image is not None and job.says(answer):
             yield Ask(place, key, image, "vqa", job.splits.of(official, number)).answered(asked, answer)

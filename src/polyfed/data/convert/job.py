@@ -97,6 +97,13 @@ class Job:
             self.left_out["the picture is missing"] += 1
         return found
 
+    def says(self, answer: str) -> bool:
+        """Whether an answer says something; one that does not is left out."""
+        if answer.strip():
+            return True
+        self.left_out["the answer is blank"] += 1
+        return False
+
     def captions(
         self, place: str, number: int, image: str, captions: Sequence[str], official: Split | None
     ) -> Iterator[Conversation]:

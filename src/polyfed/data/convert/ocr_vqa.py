@@ -36,4 +36,5 @@ def convert(job: Job) -> Iterator[Conversation]:
             continue
         split = job.splits.of(OFFICIAL[number], key)
         for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            yield Ask(place, f"{key}-{i}", image, "vqa", split).answered(wording.short(question), answer)
+            if job.says(answer):
+                yield Ask(place, f"{key}-{i}", image, "vqa", split).answered(wording.short(question), answer)
