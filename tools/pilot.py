@@ -204,7 +204,7 @@ AllFound = Mapping[str, Sequence[Found]]
 
 def methods_table(found: AllFound) -> str:
     """Mean over the clients of each task by method, after as many local epochs, and in as many rounds."""
-    rows = []
+    rows = [["pre-trained only", "0", *cells(found["FedAvg"], "0"), "0.0", ""]]
     for label, runs in found.items():
         last = last_of(runs[0])
         traffic = mean((each["up"] + each["down"]) / 1e6 for each in runs)
@@ -244,8 +244,12 @@ def own_table(found: AllFound) -> str:
 
 
 def variants_table(found: AllFound, labels: Iterable[str]) -> str:
-    """Mean over the clients of each task by variant of Pilot."""
-    return table(["", *HEADS], [[label, *cells(found[label], last_of(found[label][0]))] for label in labels])
+    """Mean over the clients of each task by variant of Pilot: as trained last, and as deployed."""
+    rows = []
+    for label in labels:
+        last = last_of(found[label][0])
+        rows.append([label, *cells(found[label], last), *cells(found[label], last, "deployed")])
+    return table(["", *HEADS, *(f"deployed: {head}" for head in HEADS)], rows)
 
 
 def sizes_table(found: AllFound) -> str:
@@ -257,7 +261,7 @@ def sizes_table(found: AllFound) -> str:
         steps: Sequence[Mapping[str, Any]] = counted["steps"]
         counts = [
             " / ".join(f"{sum(step[key].values()):,}" for step in steps if step["client"] == 0)
-            for key in ("present", "trained", "received", "sent")
+            for key in ("present", "trained", "down", "up")
         ]
         rows.append([label, *cells(found[label], last_of(found[label][0])), *counts])
     return table(["", *HEADS, "present", "trained", "received", "sent"], rows)
@@ -315,7 +319,7 @@ def page(runs: Path, worlds: Sequence[str]) -> str:
         variants_table(more, STARTS),
         "Options that are not named have their default values, which were not tuned: FedAdam's server rate is 0.01 "
         "where nothing is said, FedProx's mu 0.01. Learning rates chosen: "
-        + ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
+        + "; ".join(f"{label}: {rate:g}" for label, rate in rates.items())
         + ".",
         "## What was published",
         PUBLISHED.strip(),
