@@ -308,6 +308,48 @@ def test_one_task_and_two_clients_without_their_own_adapters_are_federated_avera
     assert any((value - first[name]).abs().max() > 1e-3 for name, value in theirs.state.parameters.items())
 
 
+def test_what_a_client_keeps_reaches_others_only_through_what_it_trains(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Property 26: other first values of one client's adapter change no other client's, nor what anybody receives."""
+
+    def run() -> tuple[dict[int, Any], dict[int, dict[str, Tensor]]]:
+        first: dict[int, Any] = {}
+        world = build_world(experiment(path, {"rounds": 1}))
+        loop = world.loop()
+        fit = Trainer.fit
+
+        def watched(self: Trainer, card: Any, request: Any, key: Any) -> Any:
+            first.setdefault(card.id, within(request.start, ["task_adapter", "lora"]))
+            return fit(self, card, request, key)
+
+        monkeypatch.setattr(Trainer, "fit", watched)
+        outcome = loop.run()
+        monkeypatch.setattr(Trainer, "fit", fit)
+        return first, {
+            client: within(held["parameters"], ["client_adapter"]) for client, held in outcome.personal.items()
+        }
+
+    received, kept = run()
+    enrol = Pilot.enrol
+
+    def moved(self: Pilot, initial: Any, card: Any) -> Any:
+        held = enrol(self, initial, card)
+        if card.id != 3:
+            return held
+        return {
+            "parameters": {n: v + 0.1 if n.startswith("client_adapter") else v for n, v in held["parameters"].items()}
+        }
+
+    monkeypatch.setattr(Pilot, "enrol", moved)
+    received_then, kept_then = run()
+    assert received.keys() == received_then.keys() == set(range(9))
+    for client in range(9):
+        assert all(torch.equal(value, received_then[client][name]) for name, value in received[client].items())
+        same = all(torch.equal(value, kept_then[client][name]) for name, value in kept[client].items())
+        assert same == (client != 3)
+
+
 def test_who_does_not_take_part_keeps_its_text_adapter(path: str) -> None:
     _, outcome = ran(path, {"rounds": 1, "select": {"name": "round_robin", "clients": 2}})
     first = build_world(experiment(path)).architecture.initial(0)
