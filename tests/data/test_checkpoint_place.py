@@ -21,13 +21,30 @@ def test_a_repository_is_told_by_its_beginning() -> None:
     assert checkpoint_place("hf://owner/name", "model.path") == ("owner/name", False)
 
 
-@pytest.mark.parametrize("named", ["checkpoints/tiny-llava", "owner/name", "nope", "hf:/owner/name"])
+@pytest.mark.parametrize(
+    "named", ["checkpoints/tiny-llava", "owner/name", "nope", "hf:/owner/name", "", "~nosuchuser/x"]
+)
 def test_a_missing_folder_is_never_looked_for_elsewhere(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^model\.path: there is no folder '{named}' .*polyfed pretrain tiny-llava"):
         checkpoint_place(named, "model.path")
+
+
+@pytest.mark.parametrize("named", ["hf://", "hf://name", "hf://a/b/c", "hf:///owner/name", "hf://../name"])
+def test_what_no_repository_is_called_is_refused(named: str) -> None:
+    with pytest.raises(UserError, match=r"names no repository on the Hugging Face hub; write hf://owner/name"):
+        checkpoint_place(named, "model.path")
+
+
+def test_a_folder_that_libraries_would_take_for_the_repository_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is also a folder here"):
+        checkpoint_place("hf://owner/name", "model.path")
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:

@@ -100,3 +100,8 @@ def test_boxes_that_are_meant_alike_are_taken(tmp_path: Path) -> None:
         ),
     ]
     assert len(built(write(tmp_path, said)).train) == 3
+
+
+def test_choices_that_are_answered_in_words_are_judged_by_words(tmp_path: Path) -> None:
+    samples = [plain(i, "Is it?", said, choices=["yes", "no"]) for i, said in enumerate(["yes", "no", "yes"])]
+    assert built(write(tmp_path, samples)).tasks["text"].metric == "text"

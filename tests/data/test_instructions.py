@@ -402,7 +402,11 @@ UNREAD: dict[str, tuple[Samples, dict[str, Any], str]] = {
     "nothing to train on": ([sample(0, split="test")], {}, "holds no sample to train on"),
     "untrained task": ([sample(0), sample(1, "caption", split="test")], {}, "a task that is not trained"),
     "untrained pictures": ([plain(0, "A?", "b"), sample(1, None, split="test")], {}, "no training sample has"),
-    "a word for a letter": ([plain(0, "A?", "red", choices=["x", "y"])], {}, "is judged by the letter"),
+    "a word for a letter": (
+        [plain(0, "A?", "red", choices=["x", "y"])],
+        {"metrics": {"text": "choice"}},
+        "is judged by the letter",
+    ),
     "a client that does not train": (
         [sample(0, client=1), sample(1, client=2, split="test")],
         {},

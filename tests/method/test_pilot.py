@@ -375,6 +375,7 @@ IDLE: list[tuple[dict[str, object], str, object, str]] = [
     (ALONE, "method.client_init_noise", 0.1, "client_adapter"),
     (ALONE, "method.difference", {"weight": 0.5}, "client_adapter"),
     ({"model.pilot.cross_task": "none"}, "method.cross_task_init", "random", "cross_task"),
+    ({"model.pilot.cross_task": "none"}, "method.cross_task_persist", True, "cross_task"),
     ({"method.text.aggregate": "all"}, "method.text.neighbours", 3, "aggregate is all"),
     ({"method.text.aggregate": "same_task"}, "method.text.weights", "printed", "aggregate is same_task"),
     ({}, "model.pilot.tower_scale", 1.0, "tower is false"),

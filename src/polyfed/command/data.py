@@ -61,11 +61,12 @@ def check_command(
     differs or a picture is missing, and 2 if a sample is malformed.
     """
     from polyfed.data.check import check, status
+    from polyfed.data.checkpoint_place import expanded
     from polyfed.data.conversation_check import SUFFIXES
     from polyfed.data.source import data_root
 
     if name is not None and name.endswith(SUFFIXES):
-        _check_file(Path(name).expanduser(), images)
+        _check_file(expanded(name), images)
         return
     if images is not None:
         raise UserError(f"--images goes with a file of samples, whose name ends in {', '.join(SUFFIXES)}")

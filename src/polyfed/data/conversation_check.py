@@ -46,7 +46,7 @@ def check_conversations(path: Path, images: Path | None = None) -> Contents:
             seen.add(said.image)
             place = f"{path}, line {said.line}, 'image'"
             try:
-                PictureFile(picture(said.image, folder, place), place).check()
+                PictureFile(picture(said.image, folder, place), place).opened()
             except UserError as error:
                 found.problems.append(str(error))
     found.pictures = len(seen)

@@ -59,17 +59,20 @@ class TaskFacts:
     """What is known of a task's samples.
 
     ``first`` is the place of the first one; ``lettered`` whether all have choices that letters tell apart; ``fault``
-    what is wrong with the first one that cannot be judged by a letter.
+    what is wrong with the first one that cannot be judged by a letter, ``letters`` whether there is one that can.
     """
 
     first: str
     lettered: bool = True
     fault: str | None = None
+    letters: bool = False
 
     def add(self, said: Conversation, place: str) -> None:
         """Note a sample of the task."""
         self.lettered = self.lettered and 0 < len(said.choices) <= len(LETTERS)
-        self.fault = self.fault or letter_fault(said, place)
+        fault = letter_fault(said, place)
+        self.letters = self.letters or fault is None
+        self.fault = self.fault or fault
 
 
 @dataclass
@@ -180,7 +183,8 @@ def _metric(task: str, facts: TaskFacts, metrics: Mapping[str, str]) -> str:
             f"{facts.first}: nothing says how answers of the task {task!r} are judged; name it like a metric, or write "
             f"data.metrics: {{{task}: ...}}. Choices: {', '.join(METRICS)}"
         )
-    found = "choice" if facts.lettered and task not in metrics and known in ("text", "vqa") else known
+    lettered = facts.lettered and facts.letters and task not in metrics
+    found = "choice" if lettered and known in ("text", "vqa") else known
     if found == "choice" and facts.fault is not None:
         raise UserError(
             f"{facts.fault}, but the task {task!r} is judged by the letter of the answer; write that letter, or say "

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from polyfed.data.checkpoint_place import HUB
+from polyfed.data.checkpoint_place import HUB, expanded
 from polyfed.data.conversation_rules import TASK as TASK_NAME
 from polyfed.data.conversations import Split
 from polyfed.data.dataset import Dataset, Root
@@ -24,7 +24,7 @@ from polyfed.registry import Located, Options
 
 
 def _folder_or_name(named: str) -> str:
-    return named if named.startswith(HUB) else str(Path(named).expanduser().absolute())
+    return named if not named or named.startswith(HUB) else str(expanded(named).absolute())
 
 
 Files = Located | Annotated[list[Located], Field(min_length=1)]

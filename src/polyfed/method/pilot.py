@@ -279,22 +279,29 @@ def pilot(
     names = context.components((), tuple(context.tasks)[:1])
     if not any(name.startswith(f"{TASK}.") for name in names):
         raise UserError("method pilot: needs the model 'llava' with adapters: pilot, or left open")
-    check_effects(names, difference, text, client_init_noise, cross_task_init)
+    check_effects(names, difference, text, client_init_noise, cross_task_init, persist=cross_task_persist)
     rate = 2 * context.recipe.lr if second_lr is None else second_lr
     stages = Apart(difference.weight, difference.norm), Routed(router.balance, router.logits)
     return Pilot(context, *stages, text, rate, client_init_noise, stage1_once, cross_task_persist, cross_task_init)
 
 
 def check_effects(
-    components: Collection[str], difference: Difference, text: TextAdapters, noise: float, crossing: Crossing
+    components: Collection[str],
+    difference: Difference,
+    text: TextAdapters,
+    noise: float,
+    crossing: Crossing,
+    *,
+    persist: bool,
 ) -> None:
     """Raise UserError for an option that is not left as it is and changes nothing, given the others."""
     first = {name.split(".")[0] for name in components}
-    several = any(name.startswith(f"{OTHER}.") for name in components)
+    uncrossed = CROSS not in first and any(name.startswith(f"{OTHER}.") for name in components)
     idle = {
         "difference": (CLIENT not in first and difference != DIFFERENCE, "model.pilot.client_adapter is false"),
         "client_init_noise": (CLIENT not in first and noise > 0, "model.pilot.client_adapter is false"),
-        "cross_task_init": (several and CROSS not in first and crossing == "random", "model.pilot.cross_task is none"),
+        "cross_task_init": (uncrossed and crossing == "random", "model.pilot.cross_task is none"),
+        "cross_task_persist": (uncrossed and persist, "model.pilot.cross_task is none"),
         "text.neighbours": (
             text.aggregate != "nearest" and text.neighbours != TEXT_ADAPTERS.neighbours,
             f"method.text.aggregate is {text.aggregate}",
@@ -306,4 +313,4 @@ def check_effects(
     }
     for option, (given, why) in idle.items():
         if given:
-            raise UserError(f"method.{option}: has no effect, because {why}; leave it out")
+            raise UserError(f"method.{option}: has no effect, because {why}; give it its default value")
