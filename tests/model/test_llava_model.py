@@ -10,6 +10,7 @@ import torch
 from polyfed.data.samples import Batch
 from polyfed.errors import UserError
 from polyfed.experiment.world import World, build_world
+from polyfed.model.llava import Llava
 from polyfed.model.llava_model import LlavaModel, on_the_right
 from tests.language import checkpoint, experiment
 
@@ -73,7 +74,8 @@ def without_marks(batch: Batch, mark: int, padding: int) -> Batch:
 @pytest.mark.parametrize("whole", [True, False], ids=["no pictures", "some pictures"])
 def test_marks_of_pictures_that_are_not_here_are_passed_over(path: str, whole: bool) -> None:
     world = world_of(path)
-    model, base = trained_model(world), world.architecture.base  # type: ignore[attr-defined]
+    assert isinstance(world.architecture, Llava)
+    model, base = trained_model(world), world.architecture.base
     batch = world.federation.client(0).train.batch()
     rows = list(range(len(batch.inputs["text"]))) if whole else [1, 2]
     plain = without_marks(batch, base.image_token, base.padding)

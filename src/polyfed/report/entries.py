@@ -86,10 +86,9 @@ class RefusedRecord(Refusal):
     bytes: ComponentBytes = ComponentBytes()
 
 
-class EvaluationRecord(Entry):
+class ClientMetrics(Entry):
     """One client's metrics on one split after a round (round 0: before training)."""
 
-    kind: Literal["evaluation"]
     round: Count
     split: str
     client: int
@@ -97,16 +96,17 @@ class EvaluationRecord(Entry):
     metrics: Metrics = {}
 
 
-class OtherEvaluationRecord(Entry):
-    """The same of a model beside the one that the client goes by: what the server deploys, or a part of it."""
+class EvaluationRecord(ClientMetrics):
+    """Metrics of the model that the client goes by."""
+
+    kind: Literal["evaluation"]
+
+
+class OtherEvaluationRecord(ClientMetrics):
+    """Metrics of a model beside that one: what the server deploys, or a part of it."""
 
     kind: Literal["other_evaluation"]
     model: str
-    round: Count
-    split: str
-    client: int
-    examples: Mapping[str, Count] = {}
-    metrics: Metrics = {}
 
 
 class ServerEvaluationRecord(Entry):

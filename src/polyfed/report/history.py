@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from polyfed.report.entries import (
     AgreementRecord,
+    ClientMetrics,
     ClientRecord,
     ComponentBytes,
     EvaluationRecord,
@@ -291,7 +292,7 @@ def _add_evaluation(history: History, record: EvaluationRecord) -> None:
     _add_metrics(history, record, record.split)
 
 
-def _add_metrics(history: History, record: EvaluationRecord | OtherEvaluationRecord, split: str) -> None:
+def _add_metrics(history: History, record: ClientMetrics, split: str) -> None:
     group = history.groups.get(record.client, "unknown")
     for task, metrics in record.metrics.items():
         for metric, value in metrics.items():
