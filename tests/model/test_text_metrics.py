@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyfed.data.boxes import overlap
+from polyfed.data.boxes import located, overlap
 from polyfed.data.option_letters import option_letter
 from polyfed.errors import UserError
 from polyfed.model.metrics import add_sums, finish
 from polyfed.model.text_metrics import (
     box_overlap,
     exact_match,
-    located,
     same_option,
     text_sums,
     vqa_consensus,

@@ -15,6 +15,10 @@ Box = tuple[float, float, float, float]
 LONGEST = 1000
 """No box is looked for beyond so many characters of a text."""
 
+ENOUGH_OVERLAP = 0.5
+ROUNDING = 1e-9
+"""An overlap this close below one half is one half: decimal edges such as 0.1 are no exact binary numbers."""
+
 _NUMBER = r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*"
 _FOUR = ",".join([_NUMBER] * 4)
 _BOX = re.compile(rf"[\[(]{_FOUR}[\])]|^{_FOUR}\.?\s*$")
@@ -77,10 +81,15 @@ def overlap(one: Box, other: Box) -> float:
     return width * height / (_area(one) + _area(other) - width * height)
 
 
+def located(shared: float) -> bool:
+    """Whether an overlap is enough for a thing to be found: at least one half."""
+    return shared >= ENOUGH_OVERLAP - ROUNDING
+
+
 def sayable(box: Box) -> bool:
     """Whether the box written with two decimals is still the same object (intersection over union of 0.5)."""
     written = parse_box(box_text(box))
-    return written is not None and overlap(box, written) >= 0.5
+    return written is not None and overlap(box, written) >= ENOUGH_OVERLAP
 
 
 def _frame(width: int, height: int) -> tuple[int, int, int]:

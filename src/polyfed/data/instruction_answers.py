@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from polyfed.data.boxes import Box, overlap, parse_box
+from polyfed.data.boxes import Box, located, overlap, parse_box
 from polyfed.data.conversations import Conversation
 from polyfed.data.option_letters import LETTERS, option_letter
 from polyfed.errors import UserError
 
-SAME = 0.5  # boxes that overlap less are of different objects, as where answers are judged
-ROUNDING = 1e-9  # as where boxes are judged: decimal edges are no exact binary numbers
 SHOWN = 60  # characters of an answer in a message
 
 
@@ -33,7 +31,7 @@ def check_box(said: Conversation, place: str) -> None:
     problem = _fault(box)
     if problem is not None:
         raise UserError(f"{_answered(said, place)} {problem}; write it as [0.10, 0.25, 0.50, 1.00]")
-    if said.box is not None and len(said.turns) == 2 and overlap(box, said.box) < SAME - ROUNDING:
+    if said.box is not None and len(said.turns) == 2 and not located(overlap(box, said.box)):
         raise UserError(
             f"{_answered(said, place)} is another box than the sample's own 'box', {list(said.box)}: they overlap by "
             "less than one half (intersection over union); correct one of both, or leave out 'box'"

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from polyfed.data.boxes import overlap, parse_box
+from polyfed.data.boxes import located, overlap, parse_box
 from polyfed.data.option_letters import option_letter
 from polyfed.errors import unknown
 from polyfed.model.cider import Captions
 from polyfed.model.metrics import Sums
 from polyfed.model.tallies import Mean
 
-ENOUGH_OVERLAP = 0.5
-ROUNDING = 1e-9
-"""An overlap this close below one half is one half: decimal edges such as 0.1 are no exact binary numbers."""
 ENOUGH_ANNOTATORS = 3
 
 
@@ -57,11 +54,6 @@ def box_overlap(prediction: str, answer: str) -> float:
         raise ValueError(f"{answer!r} is no box")
     said = parse_box(prediction)
     return overlap(said, target) if said is not None else 0.0
-
-
-def located(shared: float) -> bool:
-    """Whether an overlap is enough for a thing to be found: at least one half."""
-    return shared >= ENOUGH_OVERLAP - ROUNDING
 
 
 def text_sums(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sums:
